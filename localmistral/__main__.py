@@ -1,0 +1,1 @@
+from localmistral.cli import main

@@ -1,0 +1,52 @@
+"""Every error a user can meet: one sentence with numbers in it, and the next command to type.
+
+Knows nothing of terminals, exit codes or HTTP: those edges choose by class.
+"""
+
+
+class LocalMistralError(Exception):
+    """A known failure.
+
+    `message` is one sentence saying what is wrong, `hint` is what to do next (may be empty).
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(LocalMistralError):
+    """The command line contradicts itself."""
+
+
+class BadRequestError(LocalMistralError):
+    """A request's own content is wrong; `param` names the field, such as `messages[2].role`."""
+
+    def __init__(self, message: str, hint: str = "", *, param: str = "") -> None:
+        super().__init__(message, hint)
+        self.param = param
+
+
+class ContextOverflowError(BadRequestError):
+    """A prompt has more tokens than the context holds."""
+
+
+class ModelNotFoundError(LocalMistralError):
+    """No model of that name is known, or it is not on this disk."""
+
+
+class ModelFileError(LocalMistralError):
+    """A model file is damaged, cut short or no GGUF at all."""
+
+
+class TemplateError(LocalMistralError):
+    """A chat template can't be compiled, refuses the conversation, or passes its limits."""
+
+
+class BusyError(LocalMistralError):
+    """The engine's queue is full; trying again later may work."""
+
+
+class EngineError(LocalMistralError):
+    """llama.cpp failed; the message carries its own log line."""
