@@ -1,0 +1,135 @@
+"""llama.cpp as a library: loaded once, its threads' waiting bounded, its log kept.
+
+Every other module of the engine takes `llama` from here. Knows nothing of models or requests.
+"""
+
+import collections
+import ctypes
+import logging
+import os
+import sys
+import threading
+from typing import Any
+
+import psutil
+
+logger = logging.getLogger("localmistral.llama")
+logger.addHandler(logging.NullHandler())  # silent unless --verbose or the embedding program asks
+
+SPIN_COUNT = 10_000
+"""Iterations a waiting OpenMP thread of libgomp spins before it sleeps.
+
+Decode on the CPU ends a parallel region about a thousand times per token, so sleeping at once
+halves the speed of an idle machine, and spinning without end loses nearly all of it on a busy
+one: see scripts/bench_threads.py, which compares the settings.
+"""
+_WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+_BLOCKTIME_MS = "1"
+"""The same bound for LLVM's OpenMP runtime (macOS, Windows with clang), in milliseconds."""
+
+_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+"""ggml.h: enum ggml_log_level."""
+_CONTINUED = 5
+
+
+def _bound_waiting() -> None:
+    """Choose how OpenMP's threads wait, unless the user has; must run before the library loads."""
+    if not any(name in os.environ for name in _WAIT_VARIABLES):
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+        os.environ["KMP_BLOCKTIME"] = _BLOCKTIME_MS
+
+
+__all__ = ["AbortFlag", "count_threads", "explain", "forget_complaints", "llama", "logger"]
+
+_bound_waiting()
+import llama_cpp.llama_cpp as llama  # noqa: E402  (the environment has to be set first)
+
+
+class _Log:
+    """llama.cpp's log: passed on to `logging`, the last complaints kept for error messages."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._complaints: collections.deque[tuple[int, str]] = collections.deque(maxlen=8)
+        self._level = logging.INFO
+
+    def write(self, level: int, text: bytes | None, _user_data: object) -> None:
+        line = (text or b"").decode("utf-8", "replace").rstrip("\n")
+        if level != _CONTINUED:
+            self._level = _LEVELS.get(level, logging.INFO)
+        if not line.strip(" ."):
+            return
+        logger.log(self._level, "%s", line)
+        if self._level >= logging.WARNING:
+            with self._lock:
+                self._complaints.append((self._level, line.strip()))
+
+    def take_complaints(self) -> list[tuple[int, str]]:
+        """The warnings and errors since the last call as (level, line), oldest first."""
+        with self._lock:
+            complaints = list(self._complaints)
+            self._complaints.clear()
+        return complaints
+
+
+_log = _Log()
+_log_callback = llama.llama_log_callback(_log.write)
+llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
+llama.llama_backend_init()
+
+
+def explain(what: str) -> str:
+    """`what` failed: one sentence with llama.cpp's own last complaint in it, if it made one."""
+    complaints = _log.take_complaints()
+    if not complaints:
+        return f"{what}; llama.cpp gave no reason."
+    first_of_worst = max(complaints, key=lambda complaint: complaint[0])
+    return f"{what}; llama.cpp says: {first_of_worst[1]}"
+
+
+def forget_complaints() -> None:
+    """Start afresh, so that the next `explain` speaks of what comes now."""
+    _log.take_complaints()
+
+
+class AbortFlag:
+    """A flag that ggml asks between two operations, at no cost in Python.
+
+    ggml calls `bool callback(void *data)`. A Python callback would take the interpreter's lock
+    a thousand times per token, so the callback is C's own `strlen` over a buffer that holds
+    either "" (0, go on) or one byte (1, stop).
+    """
+
+    def __init__(self) -> None:
+        self._buffer = ctypes.create_string_buffer(2)
+        self._runtime: Any = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
+        self.callback: Any = ctypes.cast(self._runtime.strlen, llama.ggml_abort_callback)
+        self.data = ctypes.cast(self._buffer, ctypes.c_void_p)
+
+    def set(self) -> None:
+        self._buffer[0] = b"\x01"
+
+    def clear(self) -> None:
+        self._buffer[0] = b"\x00"
+
+    def is_set(self) -> bool:
+        return bool(self._buffer[0] == b"\x01")
+
+
+def count_threads() -> int:
+    """Threads for work that is bound by memory: the physical cores this process may use."""
+    logical = psutil.cpu_count(logical=True) or 1
+    physical = psutil.cpu_count(logical=False) or logical
+    process = psutil.Process()
+    allowed = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else logical
+    return max(1, min(physical, allowed, _cgroup_cores() or physical))
+
+
+def _cgroup_cores() -> int | None:
+    """Cores that a container's quota grants, rounded up; None without a quota (cgroup v2)."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:  # noqa: PTH123
+            quota, period = file.read().split()[:2]
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else max(1, -(-int(quota) // int(period)))

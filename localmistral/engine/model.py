@@ -1,0 +1,230 @@
+"""Loading a model and its context into llama.cpp, and the few calls that a scheduler needs.
+
+`Context` is used by one thread only. Knows nothing of requests or of fairness.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from localmistral.engine.library import (
+    AbortFlag,
+    count_threads,
+    explain,
+    forget_complaints,
+    llama,
+)
+from localmistral.engine.settings import EngineSettings, Logits
+from localmistral.errors import BadRequestError, EngineError, ModelFileError
+
+Progress = Callable[[float], bool]
+"""Called with 0.0-1.0 while loading; False stops the load."""
+
+_GGML_TYPES = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20,
+    "bf16": 30,
+}  # fmt: skip
+_CONTEXT_MULTIPLE = 256
+
+DECODED = 0
+NO_ROOM = 1
+ABORTED = 2
+
+
+class Model:
+    """The weights of one model in memory."""
+
+    def __init__(
+        self, files: Sequence[Path], settings: EngineSettings, progress: Progress | None = None
+    ) -> None:
+        forget_complaints()
+        params = llama.llama_model_default_params()
+        params.n_gpu_layers = settings.gpu_layers
+        if not settings.mmap:
+            params.load_mode = llama.LLAMA_LOAD_MODE_NONE
+        if settings.tensor_split:
+            shares = (ctypes.c_float * llama.LLAMA_MAX_DEVICES)(*settings.tensor_split)
+            params.tensor_split = shares
+        if progress is not None:
+            report = progress
+            callback = llama.llama_progress_callback(lambda done, _: report(done))
+            params.progress_callback = callback
+        self.pointer = self._load(files, params)
+        self.vocabulary = llama.llama_model_get_vocab(self.pointer)
+
+    @staticmethod
+    def _load(files: Sequence[Path], params: Any) -> Any:
+        names = [str(path).encode("utf-8") for path in files]
+        if len(names) == 1:
+            pointer = llama.llama_model_load_from_file(names[0], params)
+        else:
+            array = (ctypes.c_char_p * len(names))(*names)
+            pointer = llama.llama_model_load_from_splits(array, len(names), params)
+        if not pointer:
+            raise ModelFileError(
+                explain(f"{files[0].name} could not be loaded"),
+                "Run it again with --verbose to see llama.cpp's whole log.",
+            )
+        return pointer
+
+    @property
+    def trained_context(self) -> int:
+        return int(llama.llama_model_n_ctx_train(self.pointer))
+
+    @property
+    def keeps_every_position(self) -> bool:
+        """Whether memory can be cut or copied at any position: not so for recurrent states."""
+        return not (
+            llama.llama_model_is_recurrent(self.pointer)
+            or llama.llama_model_is_hybrid(self.pointer)
+        )
+
+    def close(self) -> None:
+        if self.pointer:
+            llama.llama_model_free(self.pointer)
+            self.pointer = None
+
+
+class Context:
+    """llama.cpp's context: one batch under construction, and the memory of `sequences`.
+
+    Fill the batch with `add`, then `decode` it. Logits of rows that asked for them are valid
+    until the next `decode`.
+    """
+
+    def __init__(self, model: Model, settings: EngineSettings, sequences: int) -> None:
+        self._n_vocab = int(llama.llama_vocab_n_tokens(model.vocabulary))
+        self.abort = AbortFlag()
+        self.cells = _round_up(settings.context * settings.parallel)
+        params = self._params(settings, sequences)
+        forget_complaints()
+        self.pointer = llama.llama_init_from_model(model.pointer, params)
+        if not self.pointer:
+            raise EngineError(
+                explain(f"A context of {self.cells} tokens could not be made"),
+                f"Ask for less memory: --context {max(256, settings.context // 2)}",
+            )
+        self._memory = llama.llama_get_memory(self.pointer)
+        self.capacity = min(settings.batch, int(llama.llama_n_batch(self.pointer)))
+        self._make_batch(self.capacity)
+
+    def _params(self, settings: EngineSettings, sequences: int) -> Any:
+        limit = int(llama.llama_max_parallel_sequences())
+        if sequences > limit:
+            raise BadRequestError(
+                f"{sequences} sequences are asked for, llama.cpp holds at most {limit}.",
+                "Ask for fewer with --parallel.",
+            )
+        params = llama.llama_context_default_params()
+        params.n_ctx = self.cells
+        params.n_batch = settings.batch
+        params.n_ubatch = min(settings.ubatch, settings.batch)
+        params.n_seq_max = sequences
+        params.kv_unified = True
+        params.no_perf = True
+        params.n_threads = params.n_threads_batch = settings.threads or count_threads()
+        params.type_k = params.type_v = _GGML_TYPES[settings.kv_type]
+        params.flash_attn_type = _choose_flash_attention(settings)
+        params.abort_callback = self.abort.callback
+        params.abort_callback_data = self.abort.data
+        return params
+
+    def _make_batch(self, capacity: int) -> None:
+        """Arrays that llama.cpp reads in place; every row belongs to exactly one sequence."""
+        self._tokens = np.zeros(capacity, np.int32)
+        self._positions = np.zeros(capacity, np.int32)
+        self._counts = np.ones(capacity, np.int32)
+        self._sequences = np.zeros(capacity, np.int32)
+        first = self._sequences.ctypes.data
+        self._pointers = (first + 4 * np.arange(capacity)).astype(np.uintp)
+        self._wanted = np.zeros(capacity, np.int8)
+        fields = dict(llama.llama_batch._fields_)
+
+        def point(array: npt.NDArray[Any], name: str) -> Any:
+            return ctypes.cast(array.ctypes.data, fields[name])
+
+        self._batch = llama.llama_batch(
+            0,
+            point(self._tokens, "token"),
+            None,
+            point(self._positions, "pos"),
+            point(self._counts, "n_seq_id"),
+            point(self._pointers, "seq_id"),
+            point(self._wanted, "logits"),
+        )
+        self.rows = 0
+
+    def clear_batch(self) -> None:
+        self.rows = 0
+
+    def add(self, sequence: int, position: int, tokens: Any, *, logits: int) -> int:
+        """Append `tokens` at `position`; the last `logits` rows give logits. The first row's index.
+
+        The caller keeps within `capacity`: llama.cpp ends the process on a longer batch.
+        """
+        start, end = self.rows, self.rows + len(tokens)
+        if end > self.capacity:
+            raise EngineError(f"A batch of {end} tokens passes the limit of {self.capacity}.")
+        self._tokens[start:end] = tokens
+        if end - start == 1:
+            self._positions[start] = position
+        else:
+            self._positions[start:end] = np.arange(position, position + end - start)
+        self._sequences[start:end] = sequence
+        self._wanted[start:end] = 0
+        self._wanted[end - logits : end] = 1
+        self.rows = end
+        return start
+
+    def decode(self) -> int:
+        """Run the batch: DECODED, NO_ROOM (nothing changed), ABORTED, or a negative failure.
+
+        After ABORTED and failures, parts of the batch may be in memory: the caller cuts them off.
+        """
+        self._batch.n_tokens = self.rows
+        return int(llama.llama_decode(self.pointer, self._batch))
+
+    def synchronize(self) -> None:
+        """Wait for devices that compute behind the call's back."""
+        llama.llama_synchronize(self.pointer)
+
+    def logits(self, row: int) -> Logits:
+        """A writable view of a row's logits, shape (vocabulary,)."""
+        pointer = llama.llama_get_logits_ith(self.pointer, row)
+        if not pointer:
+            raise EngineError(f"Row {row} of the batch has no logits.")
+        return np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+
+    def cut(self, sequence: int, position: int) -> bool:
+        """Forget `sequence` from `position` on; False where only whole sequences can go."""
+        return bool(llama.llama_memory_seq_rm(self._memory, sequence, position, -1))
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Give `target` the first `length` positions of `source`, without copying them."""
+        llama.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def first_position(self, sequence: int) -> int:
+        """The oldest position kept of `sequence`, -1 when it is empty (windows drop old ones)."""
+        return int(llama.llama_memory_seq_pos_min(self._memory, sequence))
+
+    def close(self) -> None:
+        if self.pointer:
+            llama.llama_free(self.pointer)
+            self.pointer = None
+
+
+def _round_up(tokens: int) -> int:
+    return -(-tokens // _CONTEXT_MULTIPLE) * _CONTEXT_MULTIPLE
+
+
+def _choose_flash_attention(settings: EngineSettings) -> int:
+    if settings.flash_attention is None:
+        return int(llama.LLAMA_FLASH_ATTN_TYPE_AUTO)
+    wanted = settings.flash_attention
+    return int(
+        llama.LLAMA_FLASH_ATTN_TYPE_ENABLED if wanted else llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )

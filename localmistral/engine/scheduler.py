@@ -1,0 +1,406 @@
+"""The engine's thread: continuous batching of many requests over one context.
+
+Every step carries the next token of each generating request first, then as much prompt of the
+others as its time budget allows. Knows nothing of chat or HTTP.
+"""
+
+import collections
+import threading
+import time
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from localmistral.engine.jobs import Job
+from localmistral.engine.library import explain, forget_complaints
+from localmistral.engine.model import ABORTED, DECODED, NO_ROOM, Context, Model
+from localmistral.engine.sampling import Sampler
+from localmistral.engine.sequences import SequenceCache
+from localmistral.engine.settings import EngineSettings
+from localmistral.engine.stream import FinishReason
+from localmistral.engine.tokenizer import Tokenizer
+from localmistral.errors import BusyError, EngineError
+
+SHARED_STEP_S = 0.25
+"""Longest step while answers are being written: their readers see no longer pause."""
+ALONE_STEP_S = 4.0
+"""A step of prompt alone is cut smaller only past this. It is far above what a step usually
+takes (0.5 s for SmolLM2 on two cores), because how a prompt is cut shows in the last bits of the
+logits: a size that followed the clock closely would make two equal runs differ."""
+ALONE_TOKENS = 128
+"""Prompt tokens of a step without a GPU when nobody waits for a token; larger is no faster."""
+SMALLEST_CHUNK = 4
+_FIRST_RATE_S = 0.01
+"""Seconds per prompt token assumed before the first measurement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineMetrics:
+    """Totals since the engine was loaded, and what is under way now."""
+
+    requests: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    step_s: float = 0.0
+    aborted_steps: int = 0
+    running: int = 0
+    waiting: int = 0
+    stored_tokens: int = 0
+
+
+_TOTALS = tuple(
+    field.name
+    for field in fields(EngineMetrics)
+    if field.name not in {"running", "waiting", "stored_tokens"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """A job's part of a batch: `count` of its pending tokens, logits from row `first` on."""
+
+    job: Job
+    count: int
+    first: int
+    logits: int
+
+
+def share_prompt(budget: int, remaining: Items[int]) -> list[int]:
+    """Prompt tokens that each waiting prompt gets of `budget`, in order of arrival.
+
+    The first comes first; but prompts short enough to be done with at once may use up to half
+    of the budget before it, so that a short question never waits for a long document.
+    """
+    grants = [0] * len(remaining)
+    half = budget // 2
+    for i, tokens in enumerate(remaining[1:], start=1):
+        if tokens <= half:
+            grants[i] = tokens
+            half -= tokens
+    left = budget - sum(grants)
+    for i, tokens in enumerate(remaining):
+        more = min(left, tokens - grants[i])
+        grants[i] += more
+        left -= more
+    return grants
+
+
+class Scheduler:
+    """Runs on one thread, through `run`; the other public methods may be called from any."""
+
+    def __init__(
+        self, model: Model, context: Context, tokenizer: Tokenizer, settings: EngineSettings,
+        *, offloaded: bool,
+    ) -> None:  # fmt: skip
+        self._model, self._context, self._tokenizer = model, context, tokenizer
+        self._settings = settings
+        self._cache = SequenceCache(
+            context,
+            settings.parallel + settings.cached,
+            settings.context,
+            partial=model.keeps_every_position,
+        )
+        self._alone_tokens = context.capacity if offloaded else min(ALONE_TOKENS, context.capacity)
+        self._rate_s = _FIRST_RATE_S
+        self._lock = threading.Condition()
+        self._waiting: collections.deque[Job] = collections.deque()
+        self._running: list[Job] = []
+        self._decoding: list[_Share] = []
+        self._spared_last = False
+        self._closing = False
+        self._totals: dict[str, float] = dict.fromkeys(_TOTALS, 0)
+
+    # From any thread.
+
+    def submit(self, job: Job) -> None:
+        with self._lock:
+            if self._closing:
+                raise EngineError("The engine is closed.")
+            if len(self._waiting) >= self._settings.queue:
+                raise BusyError(
+                    f"{len(self._waiting)} requests are waiting already, the queue is full.",
+                    "Try again in a few seconds.",
+                )
+            self._waiting.append(job)
+            self._count(requests=1)
+            self._lock.notify()
+
+    def cancel(self, job: Job) -> None:
+        """End `job` as soon as can be: before the next step, or by aborting the present one."""
+        with self._lock:
+            job.cancelled = True
+            if self._may_abort(job):
+                self._context.abort.set()
+            self._lock.notify()
+
+    def close(self) -> None:
+        """Cancel everything and end the thread's loop."""
+        with self._lock:
+            self._closing = True
+            self._context.abort.set()
+            self._lock.notify()
+
+    def metrics(self) -> EngineMetrics:
+        with self._lock:
+            totals = {name: int(self._totals[name]) for name in _TOTALS if name != "step_s"}
+            return EngineMetrics(
+                **totals,
+                step_s=self._totals["step_s"],
+                running=len(self._running),
+                waiting=len(self._waiting),
+                stored_tokens=self._cache.count_tokens(),
+            )
+
+    def _may_abort(self, job: Job) -> bool:
+        """Whether the step under way should be given up for the sake of `job`'s end.
+
+        The others in the step lose its work. So that a client that keeps cancelling can't stop
+        them, no two steps that others have a part in are aborted in a row.
+        """
+        if not any(share.job is job for share in self._decoding):
+            return False
+        if all(share.job.cancelled for share in self._decoding):
+            return True
+        return job.is_prefilling and not self._spared_last
+
+    # On the engine's thread.
+
+    def run(self) -> None:
+        """Serve requests until `close`; an unforeseen error ends them all with an EngineError."""
+        try:
+            while self._wait_for_work():
+                self._step()
+            self._end_all(None)
+        except Exception as error:
+            with self._lock:
+                self._closing = True
+            self._end_all(error)
+            raise
+
+    def _wait_for_work(self) -> bool:
+        with self._lock:
+            while not (self._closing or self._waiting or self._running):
+                self._lock.wait()
+            return not self._closing
+
+    def _end_all(self, error: Exception | None) -> None:
+        with self._lock:
+            jobs = [*self._running, *self._waiting]
+            self._waiting.clear()
+        for job in jobs:
+            if error is None:
+                self._end(job, "cancelled")
+            else:
+                self._fail(job, error)
+
+    def _step(self) -> None:
+        self._end_cancelled()
+        self._start_waiting()
+        shares = self._fill_batch()
+        if not shares:
+            return
+        started_s = time.monotonic()
+        code = self._decode(shares)
+        if code == DECODED:
+            self._measure(shares, time.monotonic() - started_s)
+            for share in shares:
+                self._take_result(share)
+        elif code == NO_ROOM:
+            self._make_room(shares)
+        else:
+            self._undo(shares, code)
+
+    def _end_cancelled(self) -> None:
+        with self._lock:
+            dropped = [job for job in self._waiting if job.cancelled]
+            for job in dropped:
+                self._waiting.remove(job)
+        for job in [*dropped, *(job for job in self._running if job.cancelled)]:
+            self._end(job, "cancelled")
+
+    def _start_waiting(self) -> None:
+        while len(self._running) < self._settings.parallel:
+            with self._lock:
+                if not self._waiting:
+                    return
+                job = self._waiting.popleft()
+                self._running.append(job)
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
+        request = job.request
+        try:
+            sampler = Sampler(
+                self._model.vocabulary, request.sampling,
+                constraint=request.constraint, top_logprobs=request.top_logprobs,
+            )  # fmt: skip
+            sequence = self._cache.acquire(job.prompt, reuse=request.cache_prompt)
+            job.start(sequence, sampler)
+        except Exception as error:  # noqa: BLE001  (one request's trouble must not end the others)
+            self._fail(job, error)
+            return
+        with self._lock:
+            self._count(prompt_tokens=len(job.prompt), cached_tokens=job.cached_tokens)
+
+    def _fill_batch(self) -> list[_Share]:
+        self._context.clear_batch()
+        writing = [job for job in self._running if not job.is_prefilling]
+        reading = [job for job in self._running if job.is_prefilling]
+        spare = self._context.capacity - len(writing)
+        shares = []
+        for job in writing:
+            guesses = min(job.guesses, spare)
+            spare -= guesses
+            shares.append(self._add(job, 1 + guesses, 1 + guesses))
+        budget = min(self._budget(alone=not writing), self._context.capacity - self._context.rows)
+        grants = share_prompt(budget, [len(job.pending) for job in reading])
+        for job, count in zip(reading, grants, strict=True):
+            if count:
+                shares.append(self._add(job, count, int(count == len(job.pending))))
+        return shares
+
+    def _add(self, job: Job, count: int, logits: int) -> _Share:
+        sequence = job.sequence
+        assert sequence is not None
+        first = self._context.add(
+            sequence.number, sequence.length, job.pending[:count], logits=logits
+        )
+        return _Share(job, count, first + count - logits, logits)
+
+    def _budget(self, *, alone: bool) -> int:
+        """Prompt tokens that one step may carry."""
+        if not alone:
+            return max(SMALLEST_CHUNK, int(SHARED_STEP_S / self._rate_s))
+        tokens = self._alone_tokens
+        while tokens > SMALLEST_CHUNK and tokens * self._rate_s > ALONE_STEP_S:
+            tokens //= 4
+        return max(SMALLEST_CHUNK, tokens)
+
+    def _decode(self, shares: list[_Share]) -> int:
+        with self._lock:
+            if self._closing or all(share.job.cancelled for share in shares):
+                return ABORTED
+            self._decoding = shares
+        forget_complaints()
+        code = self._context.decode()
+        if code == DECODED and any(share.job.is_prefilling for share in shares):
+            self._context.synchronize()  # else the clock would stop before a GPU has computed
+        with self._lock:
+            self._decoding = []
+            self._context.abort.clear()
+            self._spared_last = code == ABORTED and not all(s.job.cancelled for s in shares)
+            self._count(steps=1, aborted_steps=int(code == ABORTED))
+        return code
+
+    def _measure(self, shares: list[_Share], step_s: float) -> None:
+        """Follow the speed of prompts; a step with few of its tokens says little about it."""
+        tokens = sum(share.count for share in shares if share.job.is_prefilling)
+        with self._lock:
+            self._count(step_s=step_s)
+        if tokens >= SMALLEST_CHUNK:
+            measured_s = step_s / tokens
+            weight = min(1.0, tokens / 64)
+            self._rate_s += weight * 0.5 * (measured_s - self._rate_s)
+
+    def _take_result(self, share: _Share) -> None:
+        job, sequence = share.job, share.job.sequence
+        assert sequence is not None
+        sequence.append(job.pending[: share.count])
+        if not share.logits:
+            job.pending = job.pending[share.count :]
+            return
+        try:
+            self._choose_tokens(share)
+        except Exception as error:  # noqa: BLE001  (one request's trouble must not end the others)
+            self._fail(job, error)
+
+    def _choose_tokens(self, share: _Share) -> None:
+        """Sample at the share's last rows; beyond the first as long as the guesses come true."""
+        job, sequence, sampler = share.job, share.job.sequence, share.job.sampler
+        assert sequence is not None
+        assert sampler is not None
+        guessed = job.pending[share.count - share.logits + 1 : share.count]
+        confirmed = sequence.length - len(guessed)
+        reason: FinishReason | None = None
+        token = -1
+        for row in range(share.logits):
+            token, probability = sampler.sample(self._context, share.first + row)
+            reason = job.emit(self._tokenizer, token, probability, self._settings.context)
+            if reason or row == len(guessed) or token != guessed[row]:
+                break
+            confirmed += 1
+        if confirmed < sequence.length:
+            self._cache.truncate(sequence, confirmed)
+        if reason:
+            self._end(job, reason)
+        else:
+            self._continue(job, token)
+
+    def _continue(self, job: Job, token: int) -> None:
+        """Set up the next step of `job`: the token just chosen, and guesses behind it."""
+        guesses: Items[int] = ()
+        sequence = job.sequence
+        assert sequence is not None
+        if job.request.proposer is not None and self._model.keeps_every_position:
+            room = self._settings.context - sequence.length - 1
+            known = [*job.request.prompt, *job.generated]
+            guesses = list(job.request.proposer.propose(known))[: max(0, room)]
+            self._tokenizer.check(guesses)
+        job.pending = np.asarray([token, *guesses], np.int32)
+        job.guesses = len(guesses)
+
+    def _make_room(self, shares: list[_Share]) -> None:
+        """Memory is full: drop a stored prefix and try again, else end the youngest request."""
+        if not self._cache.evict():
+            youngest = shares[-1].job
+            self._fail(
+                youngest,
+                EngineError(f"The context of {self._context.cells} tokens has no room left."),
+            )
+
+    def _undo(self, shares: list[_Share], code: int) -> None:
+        """Cut off what an aborted or failed step left in memory; a failure ends its requests."""
+        for share in shares:
+            job, sequence = share.job, share.job.sequence
+            assert sequence is not None
+            self._cache.truncate(sequence, sequence.length)
+            job.restart()
+        if code != ABORTED:
+            error = EngineError(explain(f"A decode step of {len(shares)} requests failed ({code})"))
+            for share in shares:
+                self._fail(share.job, error)
+
+    def _end(self, job: Job, reason: FinishReason) -> None:
+        self._release(job)
+        with self._lock:
+            cancelled = int(reason == "cancelled")
+            self._count(finished=1 - cancelled, cancelled=cancelled)
+        job.finish(reason)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        self._release(job)
+        with self._lock:
+            self._count(failed=1)
+        job.fail(error)
+
+    def _release(self, job: Job) -> None:
+        """Take `job` out of the running ones, before its reader hears that it ended."""
+        if job.sequence is not None:
+            self._cache.release(job.sequence)
+        if job.sampler is not None:
+            job.sampler.close()
+        with self._lock:
+            if job in self._running:
+                self._running.remove(job)
+            self._count(generated_tokens=len(job.generated))
+
+    def _count(self, **more: float) -> None:
+        """Add to the totals; the lock is held."""
+        for name, value in more.items():
+            self._totals[name] += value

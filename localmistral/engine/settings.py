@@ -1,0 +1,177 @@
+"""What the engine is told: how to load a model, how to sample, what one request asks for.
+
+Plain values with their checks; knows nothing of llama.cpp.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from localmistral.errors import BadRequestError
+
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+MAX_SEED = 2**32 - 1
+MAX_TOP_LOGPROBS = 20
+MAX_STOPS = 64
+MAX_STOP_CHARACTERS = 4096
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How a model is loaded.
+
+    `context` is tokens per stream, `parallel` the number of streams that generate at once,
+    `batch` the most tokens of one decode call and `ubatch` of one graph; 0 threads means the
+    physical cores. `queue` is how many requests may wait. `cached` more sequences keep prefixes
+    of earlier requests. `gpu_layers` is -1 for all of them.
+    """
+
+    context: int = 4096
+    parallel: int = 1
+    cached: int = 3
+    queue: int = 64
+    batch: int = 2048
+    ubatch: int = 512
+    threads: int = 0
+    kv_type: str = "f16"
+    flash_attention: bool | None = None
+    gpu_layers: int = -1
+    tensor_split: tuple[float, ...] = ()
+    mmap: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("context", "parallel", "queue", "batch", "ubatch"):
+            if getattr(self, name) < 1:
+                raise BadRequestError(f"{name} is {getattr(self, name)}, it must be at least 1.")
+        if self.threads < 0 or self.cached < 0:
+            raise BadRequestError(f"threads is {self.threads}, it can't be negative.")
+        if self.kv_type not in KV_TYPES:
+            raise BadRequestError(
+                f"The KV type {self.kv_type!r} is not known.", f"Use one of {', '.join(KV_TYPES)}."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen; the defaults are llama.cpp's.
+
+    Temperature 0 takes the most likely token. `seed` None draws one, which the result names.
+    Applied in llama.cpp's order: bias, penalties, DRY, top_n_sigma, top_k, typical, top_p, min_p,
+    XTC, temperature.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    penalty_last_n: int = 64
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("temperature", self.temperature, 0, 100)
+        _check_range("top_k", self.top_k, 0, 2**31 - 1)
+        for name in ("top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold"):
+            _check_range(name, getattr(self, name), 0, 1)
+        _check_range("top_n_sigma", self.top_n_sigma, -1, 1e6)
+        _check_range("dry_multiplier", self.dry_multiplier, 0, 1e6)
+        _check_range("dry_base", self.dry_base, 0, 1e6)
+        _check_range("dry_allowed_length", self.dry_allowed_length, 0, 2**31 - 1)
+        _check_range("dry_penalty_last_n", self.dry_penalty_last_n, -1, 2**31 - 1)
+        _check_range("repeat_penalty", self.repeat_penalty, 1e-3, 1e6)
+        _check_range("frequency_penalty", self.frequency_penalty, -100, 100)
+        _check_range("presence_penalty", self.presence_penalty, -100, 100)
+        _check_range("penalty_last_n", self.penalty_last_n, -1, 2**31 - 1)
+        if self.seed is not None:
+            _check_range("seed", self.seed, 0, MAX_SEED)
+        for token, bias in self.logit_bias.items():
+            if math.isnan(bias) or bias == math.inf:
+                raise BadRequestError(
+                    f"logit_bias of token {token} is {bias}, it must be a number.",
+                    param="logit_bias",
+                )
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a value outside `low..high`; NaN is outside of everything."""
+    if not low <= value <= high:
+        raise BadRequestError(
+            f"{name} is {value}, it must be between {low:g} and {high:g}.", param=name
+        )
+
+
+class Constraint(Protocol):
+    """Says which tokens may come next; one object serves one request, on the engine's thread."""
+
+    def mask(self, logits: Logits) -> None:
+        """Set the logits of forbidden tokens to -inf, in place; shape (vocabulary,)."""
+
+    def accept(self, token: int) -> None:
+        """`token` was chosen."""
+
+
+class Proposer(Protocol):
+    """Guesses the tokens to come, so that one decode step can confirm several of them."""
+
+    def propose(self, tokens: Sequence[int]) -> Sequence[int]:
+        """Likely followers of `tokens` (prompt and answer so far); may be empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One generation: the prompt's token ids, and when to end.
+
+    `max_tokens` None means up to the context's end. `stop` strings end the text before them.
+    `cache_prompt` False computes the prompt cold, so that the text depends on nothing that ran
+    before. `top_logprobs` None reports no log-probabilities, 0 those of the chosen tokens alone.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    cache_prompt: bool = True
+    top_logprobs: int | None = None
+    ignore_eos: bool = False
+    constraint: Constraint | None = None
+    proposer: Proposer | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise BadRequestError("The prompt has 0 tokens, it needs at least 1.", param="prompt")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise BadRequestError(
+                f"max_tokens is {self.max_tokens}, it must be at least 1.", param="max_tokens"
+            )
+        if self.top_logprobs is not None:
+            _check_range("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
+        if len(self.stop) > MAX_STOPS:
+            raise BadRequestError(
+                f"There are {len(self.stop)} stop strings, at most {MAX_STOPS} are taken.",
+                param="stop",
+            )
+        for text in self.stop:
+            if not 0 < len(text) <= MAX_STOP_CHARACTERS:
+                raise BadRequestError(
+                    f"A stop string has {len(text)} characters, it needs 1 to "
+                    f"{MAX_STOP_CHARACTERS}.",
+                    param="stop",
+                )
