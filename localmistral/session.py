@@ -1,0 +1,432 @@
+"""A loaded model that one can talk to: the engine and the chat format behind one `stream`.
+
+    with Chat.load("SmolLM2-135M-Instruct.Q4_1.gguf") as chat:
+        for item in chat.stream([{"role": "user", "content": "Hello"}]):
+            ...  # ReasoningDelta, ContentDelta, ToolCallDelta; last a ChatResult
+
+Terminal, one-shot and server all use it. Knows nothing of rendering or HTTP.
+"""
+
+import dataclasses
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from localmistral.chatformat.messages import Message, Tool, parse_messages, parse_tools
+from localmistral.chatformat.parser import (
+    ContentDelta,
+    Delta,
+    OutputParser,
+    ReasoningDelta,
+    TagParser,
+    ToolCallDelta,
+)
+from localmistral.chatformat.segments import Segment
+from localmistral.chatformat.template import ChatTemplate, ends_in_thinking
+from localmistral.chatformat.effort import parse_effort, thinks
+from localmistral.engine import (
+    Engine,
+    EngineSettings,
+    GenerationResult,
+    Request,
+    Sampling,
+    Stream,
+    TokenEvent,
+)
+from localmistral.errors import BadRequestError, ModelNotFoundError
+from localmistral.models.cache import LocalModel, find_local
+from localmistral.models.catalog import Model, load_catalog
+from localmistral.models.gguf import read_shape, read_vocabulary
+from localmistral.models.names import CatalogModel, HubRepository, quote_name, resolve
+from localmistral.models.shape import ModelShape, TokenType, Vocabulary, require_runnable
+
+DEFAULT_CONTEXT = 8192
+"""Tokens of context when none is asked for: enough for a conversation, small enough for any
+machine that holds the weights."""
+_KEPT_MARKUP = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})
+"""Control tokens that the parser reads; any other that a model emits is no part of its answer."""
+_SWITCH = re.compile(r"\b(reasoning_effort|enable_thinking)\b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatResult:
+    """The whole answer and what it took. Times in seconds, speeds in tokens per second.
+
+    `time_to_first_token_s` counts from the request, waiting included; `decode_s` from the first
+    token to the last. `cached_tokens` of the prompt were not computed again.
+    """
+
+    content: str
+    reasoning: str
+    tool_calls: tuple[ToolCallDelta, ...]
+    finish_reason: Literal["stop", "length", "tool_calls", "cancelled"]
+    stop_text: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    time_to_first_token_s: float
+    prefill_s: float
+    decode_s: float
+    seed: int
+
+    @property
+    def prefill_speed(self) -> float:
+        """Prompt tokens computed per second."""
+        return _divide(self.prompt_tokens - self.cached_tokens, self.prefill_s)
+
+    @property
+    def decode_speed(self) -> float:
+        """Tokens per second after the first."""
+        return _divide(self.completion_tokens - 1, self.decode_s)
+
+    def to_message(self) -> dict[str, Any]:
+        """The answer as a message for the next turn's history."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in self.tool_calls
+            ]
+        return message
+
+
+def _divide(count: int, seconds: float) -> float:
+    return max(0, count) / seconds if seconds > 0 else 0.0
+
+
+ChatItem = Delta | ChatResult
+
+
+class ChatStream:
+    """Deltas as they come, then one ChatResult. One reader, with `for` or `async for`.
+
+    `close` cancels from any thread; the reader then still gets a result with what there was.
+    """
+
+    def __init__(self, stream: Stream, assembly: "_Assembly") -> None:
+        self._stream = stream
+        self._assembly = assembly
+        self.result: ChatResult | None = None
+
+    def __iter__(self) -> Iterator[ChatItem]:
+        for event in self._stream:
+            yield from self._assembly.read(event)
+        yield from self._finish()
+
+    async def __aiter__(self) -> AsyncIterator[ChatItem]:
+        async for event in self._stream:
+            for delta in self._assembly.read(event):
+                yield delta
+        for item in self._finish():
+            yield item
+
+    def _finish(self) -> Iterator[ChatItem]:
+        yield from self._assembly.finish()
+        assert self._stream.result is not None
+        self.result = self._assembly.build_result(self._stream.result)
+        yield self.result
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Assembly:
+    """Token events to deltas, and the sum of the deltas."""
+
+    def __init__(self, parser: OutputParser) -> None:
+        self._parser = parser
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, ToolCallDelta] = {}
+        self._reasoning_tokens = 0
+        self._is_reasoning = False
+
+    def read(self, event: TokenEvent) -> list[Delta]:
+        shown = event.text if not event.control or event.text in _KEPT_MARKUP else ""
+        deltas = self._parser.feed(-1 if event.token is None else event.token, shown)
+        self._note(deltas)
+        if event.token is not None and self._is_reasoning:
+            self._reasoning_tokens += 1
+        return deltas
+
+    def finish(self) -> list[Delta]:
+        deltas = self._parser.finish()
+        self._note(deltas)
+        return deltas
+
+    def _note(self, deltas: Sequence[Delta]) -> None:
+        for delta in deltas:
+            self._is_reasoning = isinstance(delta, ReasoningDelta)
+            if isinstance(delta, ReasoningDelta):
+                self._reasoning.append(delta.text)
+            elif isinstance(delta, ContentDelta):
+                self._content.append(delta.text)
+            else:
+                self._add_call(delta)
+
+    def _add_call(self, delta: ToolCallDelta) -> None:
+        known = self._calls.get(delta.index)
+        if known is not None:
+            arguments = known.arguments + delta.arguments
+            delta = dataclasses.replace(known, arguments=arguments)
+        self._calls[delta.index] = delta
+
+    def build_result(self, result: GenerationResult) -> ChatResult:
+        calls = tuple(self._calls[index] for index in sorted(self._calls))
+        stopped = result.finish_reason == "stop"
+        return ChatResult(
+            content="".join(self._content),
+            reasoning="".join(self._reasoning),
+            tool_calls=calls,
+            finish_reason="tool_calls" if calls and stopped else result.finish_reason,
+            stop_text=result.stop_text,
+            prompt_tokens=result.prompt_tokens,
+            cached_tokens=result.cached_tokens,
+            completion_tokens=result.completion_tokens,
+            reasoning_tokens=self._reasoning_tokens,
+            time_to_first_token_s=result.queue_s + result.prefill_s,
+            prefill_s=result.prefill_s,
+            decode_s=result.decode_s,
+            seed=result.seed,
+        )
+
+
+class Chat:
+    """A model ready to answer, from any thread and many at once. Close it after use."""
+
+    def __init__(
+        self, engine: Engine, shape: ModelShape, vocabulary: Vocabulary, local: LocalModel
+    ) -> None:
+        self.engine = engine
+        self.shape = shape
+        self.name = local.name
+        self.model = load_catalog().find(local.model) if local.model else None
+        self._ids = {
+            text: number
+            for number, text in enumerate(vocabulary.texts)
+            if vocabulary.types[number] in (TokenType.CONTROL, TokenType.UNKNOWN)
+        }
+        self._template = _make_template(engine, shape, vocabulary, self._ids)
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        settings: EngineSettings | None = None,
+        *,
+        context: int | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Self:
+        """Load a model by path, by a name of the catalogue or as `hf:org/repo:QUANT`.
+
+        `context` is tokens per stream; None chooses DEFAULT_CONTEXT or the model's limit. Raises
+        ModelNotFoundError when it isn't on this disk, ModelFileError when it can't be loaded.
+        """
+        local = find_model(name)
+        shape = read_shape(local.path)
+        require_runnable(shape)
+        vocabulary = read_vocabulary(local.path)
+        limit = _limit_context(shape, local)
+        chosen = _choose_context(context, limit)
+        settings = dataclasses.replace(settings or EngineSettings(), context=chosen)
+        engine = Engine.load(shape.files, settings, on_progress=on_progress)
+        try:
+            return cls(engine, shape, vocabulary, local)
+        except BaseException:
+            engine.close()
+            raise
+
+    @property
+    def has_effort_switch(self) -> bool:
+        """Whether the model's template looks at the reasoning effort."""
+        return _SWITCH.search(self._template.source) is not None
+
+    def render(
+        self,
+        messages: object,
+        *,
+        tools: object = None,
+        effort: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> tuple[Segment, ...]:
+        """The prompt of a conversation. Errors: BadRequestError naming what is wrong."""
+        return self._template.render(
+            _parse(messages),
+            tools=_parse_tools(tools),
+            effort=parse_effort(effort),
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+
+    def encode(self, segments: Sequence[Segment]) -> tuple[int, ...]:
+        """Token ids: control tokens by name, everything else as plain text."""
+        tokens: list[int] = []
+        for segment in segments:
+            if segment.control:
+                tokens.append(self._ids[segment.text])
+            else:
+                tokens += self.engine.tokenize(segment.text)
+        return tuple(tokens)
+
+    def default_sampling(self, effort: str | None = None) -> Sampling:
+        """The model card's values for `effort` where the catalogue has them, else llama.cpp's."""
+        if self.model is None:
+            return Sampling()
+        card = self.model.sampling_for("high" if thinks(effort) else "none")
+        given = {"temperature": card.temperature, "top_p": card.top_p}
+        known: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        return dataclasses.replace(Sampling(), **known)
+
+    def stream(
+        self,
+        messages: object,
+        *,
+        tools: object = None,
+        effort: str | None = None,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        sampling: Mapping[str, Any] | None = None,
+        cache_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> ChatStream:
+        """Start an answer to `messages` (OpenAI's form, or parsed ones).
+
+        `sampling` names the fields of `Sampling` to set; the others keep the model's defaults.
+        Errors: BadRequestError, ContextOverflowError, BusyError; later ones come while iterating.
+        """
+        declared = _parse_tools(tools)
+        segments = self.render(
+            messages,
+            tools=declared,
+            effort=effort,
+            continue_final_message=continue_final_message,
+        )
+        request = Request(
+            prompt=self.encode(segments),
+            max_tokens=max_tokens,
+            stop=tuple(stop),
+            sampling=dataclasses.replace(self.default_sampling(effort), **(sampling or {})),
+            cache_prompt=cache_prompt,
+        )
+        parser = TagParser(tools=bool(declared), in_thinking=ends_in_thinking(segments))
+        return ChatStream(self.engine.submit(request), _Assembly(parser))
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def find_model(name: str) -> LocalModel:
+    """The files on this disk that `name` stands for; ModelNotFoundError with the way out."""
+    resolved = resolve(name)
+    local = find_local(resolved)
+    if local is not None:
+        return local
+    shown = quote_name(name)
+    if isinstance(resolved, CatalogModel):
+        raise ModelNotFoundError(
+            f"{resolved.model.name} is known, but not on this disk.", _suggest_download(resolved)
+        )
+    assert isinstance(resolved, HubRepository)
+    raise ModelNotFoundError(
+        f"No file of {shown} is on this disk.",
+        "Download one of its GGUF files, then: localmistral run -m FILE.gguf PROMPT",
+    )
+
+
+def _suggest_download(resolved: CatalogModel) -> str:
+    wanted: Model = resolved.model
+    repository = wanted.repositories[0].id
+    return (
+        f"Download one of its GGUF files from the Hub repository {repository}, then: "
+        "localmistral run -m FILE.gguf PROMPT"
+    )
+
+
+def _limit_context(shape: ModelShape, local: LocalModel) -> int:
+    """The model's real limit: the catalogue's where it knows better than the file."""
+    known = load_catalog().find(local.model) if local.model else None
+    limits = [known.context if known else 0, shape.context_length]
+    return min((limit for limit in limits if limit > 0), default=DEFAULT_CONTEXT)
+
+
+def _choose_context(wanted: int | None, limit: int) -> int:
+    if wanted is None:
+        return min(DEFAULT_CONTEXT, limit)
+    if wanted > limit:
+        raise BadRequestError(
+            f"A context of {wanted} tokens is asked for, the model's limit is {limit}.",
+            f"Use --context {limit} or less.",
+            param="context",
+        )
+    return wanted
+
+
+def _parse(messages: object) -> tuple[Message, ...]:
+    if isinstance(messages, tuple) and all(isinstance(m, Message) for m in messages):
+        return messages
+    return parse_messages(messages)
+
+
+def _parse_tools(tools: object) -> tuple[Tool, ...]:
+    if isinstance(tools, tuple) and all(isinstance(tool, Tool) for tool in tools):
+        return tools
+    return parse_tools(tools)
+
+
+def _make_template(
+    engine: Engine, shape: ModelShape, vocabulary: Vocabulary, control: Mapping[str, int]
+) -> ChatTemplate:
+    tokenizer = engine.tokenizer
+
+    def name(token: int) -> str:
+        return vocabulary.texts[token] if 0 <= token < len(vocabulary.texts) else ""
+
+    return ChatTemplate(
+        shape.tokenizer.chat_template,
+        bos_token=name(tokenizer.bos),
+        eos_token=name(tokenizer.eos),
+        control_tokens=control,
+        user_defined_tokens=_texts_of(vocabulary, TokenType.USER_DEFINED),
+        add_bos=tokenizer.adds_bos,
+    )
+
+
+def _texts_of(vocabulary: Vocabulary, kind: TokenType) -> list[str]:
+    return [
+        text
+        for text, number in zip(vocabulary.texts, vocabulary.types, strict=True)
+        if number == kind
+    ]
+
+
+__all__ = [
+    "Chat",
+    "ChatItem",
+    "ChatResult",
+    "ChatStream",
+    "ContentDelta",
+    "ReasoningDelta",
+    "ToolCallDelta",
+    "find_model",
+]

@@ -1,0 +1,113 @@
+"""`localmistral run`: one question, one answer, and out.
+
+Knows nothing of how options are parsed or models are loaded.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localmistral.errors import UsageError
+from localmistral.session import Chat, ChatResult, ChatStream
+from localmistral.terminal.render import AnswerView, describe_result, print_note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """How the answer is shown; `show_thinking` None leaves it to whether there's a terminal."""
+
+    show_thinking: bool | None = None
+    stats: bool = False
+    as_json: bool = False
+
+
+def build_prompt(argument: str | None, files: list[Path]) -> str:
+    """The prompt from the argument, then `files`, then standard input if it isn't a terminal."""
+    parts = [argument or "", *(_read_file(path) for path in files)]
+    if sys.stdin is not None and not sys.stdin.isatty():
+        parts.append(_decode(sys.stdin.buffer.read(), "standard input"))
+    prompt = "\n\n".join(part for part in parts if part.strip())
+    if not prompt:
+        raise UsageError("The prompt is empty.", 'Try: localmistral run "Why is the sky blue?"')
+    return prompt
+
+
+def _read_file(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}.") from error
+    return f"{path.name}:\n{_decode(data, str(path))}"
+
+
+def _decode(data: bytes, source: str) -> str:
+    try:
+        return data.decode("utf-8-sig").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"Byte {error.start} of {source} is 0x{data[error.start]:02x}: it is not UTF-8 text.",
+            "Convert it first, for example with: iconv -t utf-8",
+        ) from error
+
+
+def answer(chat: Chat, stream: ChatStream, output: Output) -> None:
+    """Show the answer to its end; Ctrl-C or a closed pipe cancels it."""
+    with stream:
+        if output.as_json:
+            for _ in stream:
+                continue
+        else:
+            view = AnswerView(show_thinking=output.show_thinking)
+            try:
+                for item in stream:
+                    view.show(item)
+            finally:
+                view.end(stream.result)
+    result = stream.result
+    assert result is not None
+    if output.as_json:
+        json.dump(to_json(chat.name, result), sys.stdout, ensure_ascii=False, indent=2)
+        sys.stdout.write("\n")
+    elif result.finish_reason == "length":
+        print_note(explain_length(chat, result))
+    if output.stats:
+        print_note(describe_result(result))
+
+
+def explain_length(chat: Chat, result: ChatResult) -> str:
+    """Why an answer was cut, and what to do."""
+    used = result.prompt_tokens + result.completion_tokens
+    context = chat.engine.settings.context
+    if used >= context:
+        return f"(cut: the context of {context} tokens is full; a larger one: --context N)"
+    return f"(cut after {result.completion_tokens} tokens, as --max-tokens says)"
+
+
+def to_json(model: str, result: ChatResult) -> dict[str, Any]:
+    """The document of `--json`; times in seconds, speeds in tokens per second."""
+    return {
+        "model": model,
+        "answer": result.content,
+        "reasoning": result.reasoning,
+        "tool_calls": [
+            {"id": call.id, "name": call.name, "arguments": call.arguments}
+            for call in result.tool_calls
+        ],
+        "finish_reason": result.finish_reason,
+        "usage": {
+            "prompt_tokens": result.prompt_tokens,
+            "cached_tokens": result.cached_tokens,
+            "completion_tokens": result.completion_tokens,
+            "reasoning_tokens": result.reasoning_tokens,
+        },
+        "timings": {
+            "time_to_first_token_s": round(result.time_to_first_token_s, 4),
+            "prefill_s": round(result.prefill_s, 4),
+            "decode_s": round(result.decode_s, 4),
+            "prefill_tokens_per_second": round(result.prefill_speed, 2),
+            "decode_tokens_per_second": round(result.decode_speed, 2),
+        },
+        "seed": result.seed,
+    }

@@ -1,0 +1,156 @@
+"""What a person sees: answers, thinking, statistics, tables and errors. The only importer of rich.
+
+Answers go to stdout, everything else to stderr; nothing is coloured or animated off a terminal.
+Decides nothing and loads nothing.
+"""
+
+import contextlib
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from localmistral.errors import LocalMistralError
+from localmistral.session import (
+    ChatItem,
+    ChatResult,
+    ContentDelta,
+    ReasoningDelta,
+    ToolCallDelta,
+)
+from localmistral.units import format_speed
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_LOAD_DELAY_S = 0.5
+"""Loads shorter than this show no bar: it would only flicker."""
+
+
+def make_printable(text: str) -> str:
+    """`text` without control characters, so that a model can't send a terminal commands."""
+    return _CONTROLS.sub("", text)
+
+
+def error_console() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_error(error: LocalMistralError) -> None:
+    """One sentence, and what to do next."""
+    console = error_console()
+    console.print(Text.assemble(("error: ", "bold red"), make_printable(error.message)))
+    if error.hint:
+        console.print(Text(make_printable(error.hint), style="dim"))
+
+
+def print_note(text: str) -> None:
+    """A remark beside the answer."""
+    error_console().print(Text(make_printable(text), style="dim"))
+
+
+class AnswerView:
+    """Shows one answer as it comes: content on stdout, thinking dim on stderr.
+
+    `show_thinking` None shows it if stderr is a terminal. A pipe gets the answer's bytes as they
+    are; a terminal gets them without control characters and ended by a line break.
+    """
+
+    def __init__(self, *, show_thinking: bool | None = None, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._console = error_console()
+        self._is_terminal = self._out.isatty()
+        self._shows_thinking = self._console.is_terminal if show_thinking is None else show_thinking
+        self._thinking = False
+        self._at_line_start = True
+
+    def show(self, item: ChatItem) -> None:
+        """Show one item of a stream; calls are shown whole, by `end`."""
+        if isinstance(item, ReasoningDelta):
+            self._show_thinking(item.text)
+        elif isinstance(item, ContentDelta):
+            self._end_thinking()
+            self._write(item.text)
+
+    def end(self, result: ChatResult | None) -> None:
+        """Finish the lines that are open; calls come out as JSON, one a line."""
+        self._end_thinking()
+        if result is not None:
+            for call in result.tool_calls:
+                self._show_call(call)
+        if self._is_terminal and not self._at_line_start:
+            self._write("\n")
+
+    def _show_thinking(self, text: str) -> None:
+        if self._shows_thinking:
+            self._thinking = True
+            self._console.print(Text(make_printable(text), style="dim italic"), end="")
+
+    def _end_thinking(self) -> None:
+        if self._thinking:
+            self._thinking = False
+            self._console.print("\n")
+
+    def _show_call(self, call: ToolCallDelta) -> None:
+        if not self._at_line_start:
+            self._write("\n")
+        self._write(f"{call.name}({call.arguments})\n")
+
+    def _write(self, text: str) -> None:
+        if not text:
+            return
+        self._at_line_start = text.endswith("\n")
+        self._out.write(make_printable(text) if self._is_terminal else text)
+        self._out.flush()
+
+
+def describe_result(result: ChatResult) -> str:
+    """One or two lines of statistics."""
+    cached = f", {result.cached_tokens} of them cached" if result.cached_tokens else ""
+    thinking = f" ({result.reasoning_tokens} of them thinking)" if result.reasoning_tokens else ""
+    return (
+        f"prompt: {result.prompt_tokens} tokens{cached}, {format_speed(result.prefill_speed)}, "
+        f"first token after {result.time_to_first_token_s:.2f} s\n"
+        f"answer: {result.completion_tokens} tokens{thinking}, "
+        f"{format_speed(result.decode_speed)}, ended by {result.finish_reason}, "
+        f"seed {result.seed}"
+    )
+
+
+@contextlib.contextmanager
+def show_loading(name: str) -> Iterator[Callable[[float], None]]:
+    """A bar on a terminal's stderr while a model loads, if that takes long."""
+    console = error_console()
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    progress = Progress(*columns, console=console, transient=True)
+    task = progress.add_task(f"Loading {escape(name)}", total=1.0)
+    timer = threading.Timer(_LOAD_DELAY_S, progress.start)
+    timer.start()
+    try:
+        yield lambda done: progress.update(task, completed=done)
+    finally:
+        timer.cancel()
+        timer.join()
+        progress.stop()
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; off a terminal as plain columns that are never cut or wrapped."""
+    if sys.stdout.isatty():
+        table = Table(*headings, box=None, header_style="bold", pad_edge=False)
+        for row in rows:
+            table.add_row(*(escape(make_printable(cell)) for cell in row))
+        Console(highlight=False).print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    for row in (headings, *rows):
+        cells = (make_printable(cell).ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
