@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from localmistral import __version__
@@ -22,6 +21,8 @@ from localmistral.units import format_tokens, parse_tokens
 if TYPE_CHECKING:
     from localmistral.session import Chat
 
+# The parser's own base class: typer names only some of the classes below it.
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]  # type: ignore[assignment]
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -166,7 +167,7 @@ def chat(
         _warn_of_effort(loaded, effort)
         if sys.stdin.isatty():
             tokens = format_tokens(loaded.engine.settings.context)
-            print_note(f"{loaded.name}, context {tokens}. /help for commands, Ctrl-D leaves.")
+            print_note(f"{loaded.title}, context {tokens}. /help for commands, Ctrl-D leaves.")
         conversation = Conversation(
             loaded,
             system=system or "",
@@ -330,7 +331,7 @@ def _warn_of_effort(chat: "Chat", effort: str | None) -> None:
     if effort is not None and not chat.has_effort_switch:
         from localmistral.terminal.render import print_note
 
-        print_note(f"{chat.name} has no reasoning switch: --effort {effort} has no effect.")
+        print_note(f"{chat.title} has no reasoning switch: --effort {effort} has no effect.")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -340,19 +341,24 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = app(arguments, prog_name="localmistral", standalone_mode=False)
         sys.stdout.flush()
-    except click.exceptions.Abort:
+    except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    except _CommandLineError as error:
+        return _report(_translate(error), arguments)
     except BrokenPipeError:
         _abandon_stdout()
         return 0
     except LocalMistralError as error:
         return _report(error, arguments)
     return code if isinstance(code, int) else 0
+
+
+def _translate(error: Exception) -> UsageError:
+    """What the parser of the command line objects to, in our own form."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "localmistral"
+    message = str(getattr(error, "format_message", error.__str__)())
+    return UsageError(message, f"See {command} --help")
 
 
 def _report(error: LocalMistralError, arguments: list[str]) -> int:

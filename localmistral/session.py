@@ -214,6 +214,7 @@ class Chat:
         self.engine = engine
         self.shape = shape
         self.name = local.name
+        self.title = local.path.name if local.repository is None else local.name
         self.model = load_catalog().find(local.model) if local.model else None
         self._ids = {
             text: number

@@ -91,12 +91,12 @@ class Sampling:
         _check_range("top_k", self.top_k, 0, 2**31 - 1)
         for name in ("top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold"):
             _check_range(name, getattr(self, name), 0, 1)
-        _check_range("top_n_sigma", self.top_n_sigma, -1, 1e6)
-        _check_range("dry_multiplier", self.dry_multiplier, 0, 1e6)
-        _check_range("dry_base", self.dry_base, 0, 1e6)
+        _check_range("top_n_sigma", self.top_n_sigma, -1, 1_000_000)
+        _check_range("dry_multiplier", self.dry_multiplier, 0, 1_000_000)
+        _check_range("dry_base", self.dry_base, 0, 1_000_000)
         _check_range("dry_allowed_length", self.dry_allowed_length, 0, 2**31 - 1)
         _check_range("dry_penalty_last_n", self.dry_penalty_last_n, -1, 2**31 - 1)
-        _check_range("repeat_penalty", self.repeat_penalty, 1e-3, 1e6)
+        _check_range("repeat_penalty", self.repeat_penalty, 0.001, 1_000_000)
         _check_range("frequency_penalty", self.frequency_penalty, -100, 100)
         _check_range("presence_penalty", self.presence_penalty, -100, 100)
         _check_range("penalty_last_n", self.penalty_last_n, -1, 2**31 - 1)
@@ -114,7 +114,7 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
     """Refuse a value outside `low..high`; NaN is outside of everything."""
     if not low <= value <= high:
         raise BadRequestError(
-            f"{name} is {value}, it must be between {low:g} and {high:g}.", param=name
+            f"{name} is {value}, it must be between {low} and {high}.", param=name
         )
 
 

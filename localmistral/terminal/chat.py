@@ -160,7 +160,7 @@ class Conversation:
         if value:
             self._effort = parse_effort(value)
             if not self._chat.has_effort_switch:
-                print_note(f"({self._chat.name} has no reasoning switch: this has no effect)")
+                print_note(f"({self._chat.title} has no reasoning switch: this has no effect)")
         print_note(f"effort: {self._effort or 'the default'} (of {', '.join(EFFORTS)})")
 
     def _toggle_stats(self, _: str) -> None:

@@ -49,9 +49,7 @@ def _describe_quants(model: Model) -> str:
 def print_local(models: Sequence[LocalModel]) -> None:
     """One row a model on disk; incomplete ones say what is missing."""
     if not models:
-        print_note(
-            'No models on this disk yet. Any GGUF file runs: localmistral run -m FILE.gguf "Hi"'
-        )
+        print_note("No models on this disk yet; any GGUF file runs: localmistral run -m FILE.gguf")
         return
     rows = [
         (model.name, model.quant or "", format_bytes(model.bytes), model.problem or "complete")

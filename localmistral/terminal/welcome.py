@@ -18,7 +18,7 @@ def welcome() -> None:
     names = ", ".join(model.name for model in models[:3]) + (", ..." if len(models) > 3 else "")
     first = models[0].name if models else "FILE.gguf"
     lines = [
-        f"localmistral {__version__} runs Mistral models, and any GGUF chat model, on this machine.",
+        f"localmistral {__version__} runs Mistral and other GGUF chat models on this machine.",
         "",
         f"  machine   {platform.system()} {platform.machine()}, "
         f"{psutil.cpu_count(logical=False) or os.cpu_count()} cores, "

@@ -1,0 +1,312 @@
+"""Which models are on this disk: in the Hub's cache, in the program's own folder and in the folders
+of LOCALMISTRAL_MODELS.
+
+Goes by names and sizes alone: no GGUF is opened here, so a damaged file still counts as present.
+Walks the Hub's cache itself instead of calling `scan_cache_dir`, which gives up on a whole
+repository at the first broken link, where this must say which shard is missing.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from localmistral.models.catalog import Catalog, Model, load_catalog
+from localmistral.models.filenames import (
+    FileSet,
+    fold_base,
+    group_files,
+    match_quant,
+    shard_siblings,
+)
+from localmistral.models.names import (
+    CatalogModel,
+    LocalFiles,
+    Resolved,
+    describe_missing,
+    quote_name,
+)
+
+# Image encoders come in several precisions; the files publishers ship by default come first.
+_ENCODER_ORDER = ("F16", "BF16", "Q8_0", "F32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalModel:
+    """A model on disk: one file, or the shards of one set; an image encoder is an attachment."""
+
+    name: str  # what -m takes to mean this one
+    model: str | None  # its name in the catalogue
+    repository: str | None  # None for files placed by hand
+    revision: str | None
+    quant: str | None  # as its file name says
+    bytes: int  # of the shards that are there
+    path: Path  # the first shard, which is what loads
+    files: tuple[Path, ...]  # the shards that are there, in order
+    problem: str  # why it can't be loaded, `shard 2 of 3 is missing`; empty when complete
+    mmproj: Path | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is there."""
+        return not self.problem
+
+    def to_json(self) -> dict[str, Any]:
+        """One row of `localmistral list`, in plain types."""
+        return {
+            "name": self.name,
+            "model": self.model,
+            "repository": self.repository,
+            "revision": self.revision,
+            "quant": self.quant,
+            "bytes": self.bytes,
+            "path": str(self.path),
+            "files": [str(path) for path in self.files],
+            "complete": self.complete,
+            "problem": self.problem,
+            "mmproj": None if self.mmproj is None else str(self.mmproj),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalScan:
+    """What a look at the disk found; each warning is a sentence about what couldn't be read."""
+
+    models: tuple[LocalModel, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """The GGUF files under one snapshot of a repository, or under one folder."""
+
+    sets: tuple[FileSet, ...]
+    repository: str | None = None
+    revision: str | None = None
+
+
+def models_folder() -> Path:
+    """The program's own folder for GGUF files put there by hand; it may not exist."""
+    return platformdirs.user_data_path("localmistral", appauthor=False) / "models"
+
+
+def scan_local(catalog: Catalog | None = None) -> LocalScan:
+    """Every model on disk, by name; copies that are the same files on disk are listed once."""
+    known = catalog or load_catalog()
+    warnings: list[str] = []
+    places = [*_hub_places(warnings), *_folder_places(warnings)]
+    found: dict[frozenset[str], LocalModel] = {}
+    for place in places:
+        for files in place.sets:
+            if files.name.role == "model":
+                local = _local_model(files, place, places, known)
+                found.setdefault(_identity(local), local)
+    models = sorted(found.values(), key=lambda local: local.name.casefold())
+    return LocalScan(models=tuple(models), warnings=tuple(dict.fromkeys(warnings)))
+
+
+def list_local() -> tuple[LocalModel, ...]:
+    """`scan_local` without its warnings."""
+    return scan_local().models
+
+
+def find_local(resolved: Resolved, catalog: Catalog | None = None) -> LocalModel | None:
+    """The complete local copy of a resolved name, the largest where no quant was asked for.
+
+    None when there's none; incomplete copies don't count.
+    """
+    known = catalog or load_catalog()
+    if isinstance(resolved, LocalFiles):
+        return _named_by_path(resolved, known)
+    models = [local for local in scan_local(known).models if local.complete]
+    if isinstance(resolved, CatalogModel):
+        models = [local for local in models if local.model == resolved.model.name]
+        # The catalogue's own spelling: its `Q4_K_M` and `UD-Q4_K_M` are different files.
+        quant = resolved.quant
+    else:
+        wanted = resolved.id.casefold()
+        models = [local for local in models if (local.repository or "").casefold() == wanted]
+        quants = tuple({local.quant for local in models if local.quant})
+        quant = resolved.quant and (match_quant(resolved.quant, quants) or resolved.quant)
+    if quant:
+        models = [local for local in models if local.quant == quant]
+    # Among several publishers' copies of one quant, the one that the short name is listed for.
+    short = f"{resolved.model.name}:{quant}" if isinstance(resolved, CatalogModel) else ""
+    return max(models, key=lambda local: (local.name == short, local.bytes), default=None)
+
+
+def _hub_places(warnings: list[str]) -> list[_Place]:
+    """Each repository's snapshots, the one `main` points to first, then the newest first."""
+    from huggingface_hub import constants  # slow to import, and not needed by every command
+
+    cache = Path(constants.HF_HUB_CACHE)
+    places = []
+    for folder in _folders(cache, warnings):
+        if folder.name.startswith("models--"):
+            repository = folder.name.removeprefix("models--").replace("--", "/")
+            main = _main_revision(folder)
+            snapshots = _folders(folder / "snapshots", warnings)
+            snapshots.sort(key=lambda s: (s.name == main, _modified(s)), reverse=True)
+            for snapshot in snapshots:
+                sets = group_files(_gguf_files(snapshot, warnings))
+                places.append(_Place(sets=sets, repository=repository, revision=snapshot.name))
+    return places
+
+
+def _main_revision(repository_folder: Path) -> str | None:
+    try:
+        return (repository_folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None  # a repository fetched by commit has no such ref
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0  # gone since it was listed
+
+
+def _folder_places(warnings: list[str]) -> list[_Place]:
+    folders = [models_folder()] if _is_folder(models_folder()) else []
+    for text in os.environ.get("LOCALMISTRAL_MODELS", "").split(os.pathsep):
+        if not text.strip():
+            continue
+        folder = _expanded(text.strip())
+        if _is_folder(folder):
+            folders.append(folder)
+        else:
+            shown = quote_name(text.strip())
+            warnings.append(f"LOCALMISTRAL_MODELS names {shown}, which is no readable folder.")
+    return [_Place(sets=group_files(_gguf_files(folder, warnings))) for folder in folders]
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # `~name` of nobody
+        return Path(text)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _folders(parent: Path, warnings: list[str]) -> list[Path]:
+    """The folders in `parent`, none when it doesn't exist."""
+    try:
+        return sorted(path for path in parent.iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        warnings.append(_unreadable(error))
+        return []
+
+
+def _gguf_files(folder: Path, warnings: list[str]) -> list[Path]:
+    """All GGUF paths under a folder, broken links among them; links to folders aren't followed."""
+    walk = os.walk(folder, onerror=lambda error: warnings.append(_unreadable(error)))
+    return [
+        Path(parent, name)
+        for parent, _, names in walk
+        for name in names
+        if name.lower().endswith(".gguf")
+    ]
+
+
+def _unreadable(error: OSError) -> str:
+    return f"{quote_name(str(error.filename))} can't be read: {error.strerror}."
+
+
+def _local_model(
+    files: FileSet, place: _Place, places: Iterable[_Place], catalog: Catalog
+) -> LocalModel:
+    sizes = {path: size for path in files.paths if (size := _size_of(path)) is not None}
+    there = FileSet(name=files.name, first=files.first, paths=tuple(sizes))
+    problem = describe_missing(there)
+    if files.name.shards == 1 and problem:
+        problem = "its file is a broken link or unreadable"
+    model = catalog.model_of(place.repository, files.name.base)
+    same_repository = [p for p in places if p.repository and p.repository == place.repository]
+    mmproj = _encoder_for(files, place.sets) or next(
+        (
+            encoder
+            for other in same_repository
+            if (encoder := _encoder_for(files, other.sets, anywhere=True))
+        ),
+        None,
+    )
+    return LocalModel(
+        name=_name_of(files, place.repository, model),
+        model=None if model is None else model.name,
+        repository=place.repository,
+        revision=place.revision,
+        quant=files.name.quant,
+        bytes=sum(sizes.values()),
+        path=files.first,
+        files=there.paths,
+        problem=problem,
+        mmproj=mmproj,
+    )
+
+
+def _name_of(files: FileSet, repository: str | None, model: Model | None) -> str:
+    """Short where the catalogue means just this repository's file, else exact."""
+    quant = files.name.quant
+    for listed in model.quants if model else ():
+        if model and (listed.name, listed.repository) == (quant, repository):
+            return f"{model.name}:{quant}"
+    if repository and "/" in repository:
+        return f"hf:{repository}:{quant}" if quant else f"hf:{repository}"
+    return str(files.first)
+
+
+def _encoder_for(files: FileSet, sets: Iterable[FileSet], *, anywhere: bool = False) -> Path | None:
+    """The image encoder that belongs to a model: one of the same name, else one without a name of
+    its own among no other model; beside it, or a folder above shards, as publishers lay them."""
+    base, folder = fold_base(files.name.base), files.first.parent
+    near = (folder, folder.parent) if files.name.shards > 1 else (folder,)
+    models = [other for other in sets if other.name.role == "model"]
+    fits = []
+    for encoder in sets:
+        where = encoder.first.parent
+        if encoder.name.role != "mmproj" or not (anywhere or where in near):
+            continue
+        own = fold_base(encoder.name.base)
+        around = {fold_base(m.name.base) for m in models if where in m.first.parents}
+        if (own == base or (not own and around <= {base})) and _size_of(encoder.first) is not None:
+            fits.append(encoder)
+    best = min(fits, key=lambda encoder: _preference(encoder.name.quant), default=None)
+    return None if best is None else best.first
+
+
+def _preference(quant: str | None) -> int:
+    return _ENCODER_ORDER.index(quant) if quant in _ENCODER_ORDER else len(_ENCODER_ORDER)
+
+
+def _size_of(path: Path) -> int | None:
+    """Bytes of a file, through links; None for a broken link or anything that's no file."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _identity(local: LocalModel) -> frozenset[str]:
+    """The same for two listings of the same files, such as two snapshots linking to one blob."""
+    return frozenset(os.path.realpath(path) for path in local.files or (local.path,))
+
+
+def _named_by_path(resolved: LocalFiles, catalog: Catalog) -> LocalModel:
+    """The files of a path that was given, with the image encoder that lies beside them."""
+    folder = resolved.path.parent
+    beside = [*folder.glob("*"), *folder.parent.glob("*mmproj*")]
+    sets = group_files(path for path in beside if path.suffix.lower() == ".gguf")
+    place = _Place(sets=sets)
+    return _local_model(group_files(shard_siblings(resolved.path))[0], place, (), catalog)
