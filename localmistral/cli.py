@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from localmistral.session import Chat
 
 # The parser's own base class: typer names only some of the classes below it.
-_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]  # type: ignore[assignment]
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -350,6 +350,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except LocalMistralError as error:
         return _report(error, arguments)
+    except Exception as error:  # noqa: BLE001  (a person gets a sentence even for our own mistakes)
+        return _report(_admit(error), arguments)
     return code if isinstance(code, int) else 0
 
 
@@ -359,6 +361,15 @@ def _translate(error: Exception) -> UsageError:
     command = context.command_path if context is not None else "localmistral"
     message = str(getattr(error, "format_message", error.__str__)())
     return UsageError(message, f"See {command} --help")
+
+
+def _admit(error: Exception) -> LocalMistralError:
+    admitted = LocalMistralError(
+        f"localmistral met an unexpected {type(error).__name__}: {error}.",
+        "This is a defect of the program; run the same again with --debug for the details.",
+    )
+    admitted.__cause__ = error
+    return admitted
 
 
 def _report(error: LocalMistralError, arguments: list[str]) -> int:

@@ -207,9 +207,12 @@ def test_an_impossible_path_is_one_printable_sentence(name: str) -> None:
     assert len(refusal.value.message) < 300
 
 
+def test_a_file_of_any_name_is_taken_at_its_word(tmp_path: Path) -> None:
+    blob = touch(tmp_path / "sha256-0123abcd")
+    assert resolve(str(blob)) == LocalFiles(path=blob, files=(blob,))
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"is not a \.gguf file"):
-        resolve(str(touch(tmp_path / "model.safetensors")))
     with pytest.raises(ModelFileError, match="is an image encoder"):
         resolve(str(touch(tmp_path / "mmproj-F16.gguf")))
     with pytest.raises(ModelFileError, match="is an importance matrix"):

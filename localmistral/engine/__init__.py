@@ -4,8 +4,8 @@ The only package that imports llama_cpp. Knows nothing of chat, HTTP or choosing
 """
 
 from localmistral.engine.engine import Engine
+from localmistral.engine.metrics import EngineMetrics
 from localmistral.engine.sampling import TokenProbability
-from localmistral.engine.scheduler import EngineMetrics
 from localmistral.engine.settings import (
     Constraint,
     EngineSettings,

@@ -17,8 +17,9 @@ from typing import Self
 
 from localmistral.engine.jobs import Job
 from localmistral.engine.library import llama, logger
+from localmistral.engine.metrics import EngineMetrics
 from localmistral.engine.model import Context, Model
-from localmistral.engine.scheduler import EngineMetrics, Scheduler
+from localmistral.engine.scheduler import Scheduler
 from localmistral.engine.settings import EngineSettings, Request
 from localmistral.engine.stream import Channel, Stream
 from localmistral.engine.tokenizer import Tokenizer

@@ -8,57 +8,21 @@ import collections
 import threading
 import time
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
 from localmistral.engine.jobs import Job
 from localmistral.engine.library import explain, forget_complaints
+from localmistral.engine.metrics import EngineMetrics, Totals
 from localmistral.engine.model import ABORTED, DECODED, NO_ROOM, Context, Model
+from localmistral.engine.pace import Pace, share_prompt
 from localmistral.engine.sampling import Sampler
 from localmistral.engine.sequences import SequenceCache
 from localmistral.engine.settings import EngineSettings
 from localmistral.engine.stream import FinishReason
 from localmistral.engine.tokenizer import Tokenizer
 from localmistral.errors import BusyError, EngineError
-
-SHARED_STEP_S = 0.25
-"""Longest step while answers are being written: their readers see no longer pause."""
-ALONE_STEP_S = 4.0
-"""A step of prompt alone is cut smaller only past this. It is far above what a step usually
-takes (0.5 s for SmolLM2 on two cores), because how a prompt is cut shows in the last bits of the
-logits: a size that followed the clock closely would make two equal runs differ."""
-ALONE_TOKENS = 128
-"""Prompt tokens of a step without a GPU when nobody waits for a token; larger is no faster."""
-SMALLEST_CHUNK = 4
-_FIRST_RATE_S = 0.01
-"""Seconds per prompt token assumed before the first measurement."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineMetrics:
-    """Totals since the engine was loaded, and what is under way now."""
-
-    requests: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    steps: int = 0
-    step_s: float = 0.0
-    aborted_steps: int = 0
-    running: int = 0
-    waiting: int = 0
-    stored_tokens: int = 0
-
-
-_TOTALS = tuple(
-    field.name
-    for field in fields(EngineMetrics)
-    if field.name not in {"running", "waiting", "stored_tokens"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,26 +33,6 @@ class _Share:
     count: int
     first: int
     logits: int
-
-
-def share_prompt(budget: int, remaining: Items[int]) -> list[int]:
-    """Prompt tokens that each waiting prompt gets of `budget`, in order of arrival.
-
-    The first comes first; but prompts short enough to be done with at once may use up to half
-    of the budget before it, so that a short question never waits for a long document.
-    """
-    grants = [0] * len(remaining)
-    half = budget // 2
-    for i, tokens in enumerate(remaining[1:], start=1):
-        if tokens <= half:
-            grants[i] = tokens
-            half -= tokens
-    left = budget - sum(grants)
-    for i, tokens in enumerate(remaining):
-        more = min(left, tokens - grants[i])
-        grants[i] += more
-        left -= more
-    return grants
 
 
 class Scheduler:
@@ -106,15 +50,14 @@ class Scheduler:
             settings.context,
             partial=model.keeps_every_position,
         )
-        self._alone_tokens = context.capacity if offloaded else min(ALONE_TOKENS, context.capacity)
-        self._rate_s = _FIRST_RATE_S
+        self._pace = Pace(context.capacity, offloaded=offloaded)
         self._lock = threading.Condition()
         self._waiting: collections.deque[Job] = collections.deque()
         self._running: list[Job] = []
         self._decoding: list[_Share] = []
         self._spared_last = False
         self._closing = False
-        self._totals: dict[str, float] = dict.fromkeys(_TOTALS, 0)
+        self._totals = Totals()
 
     # From any thread.
 
@@ -128,7 +71,7 @@ class Scheduler:
                     "Try again in a few seconds.",
                 )
             self._waiting.append(job)
-            self._count(requests=1)
+            self._totals.add(requests=1)
             self._lock.notify()
 
     def cancel(self, job: Job) -> None:
@@ -148,10 +91,7 @@ class Scheduler:
 
     def metrics(self) -> EngineMetrics:
         with self._lock:
-            totals = {name: int(self._totals[name]) for name in _TOTALS if name != "step_s"}
-            return EngineMetrics(
-                **totals,
-                step_s=self._totals["step_s"],
+            return self._totals.snapshot(
                 running=len(self._running),
                 waiting=len(self._waiting),
                 stored_tokens=self._cache.count_tokens(),
@@ -246,7 +186,7 @@ class Scheduler:
             self._fail(job, error)
             return
         with self._lock:
-            self._count(prompt_tokens=len(job.prompt), cached_tokens=job.cached_tokens)
+            self._totals.add(prompt_tokens=len(job.prompt), cached_tokens=job.cached_tokens)
 
     def _fill_batch(self) -> list[_Share]:
         self._context.clear_batch()
@@ -258,7 +198,9 @@ class Scheduler:
             guesses = min(job.guesses, spare)
             spare -= guesses
             shares.append(self._add(job, 1 + guesses, 1 + guesses))
-        budget = min(self._budget(alone=not writing), self._context.capacity - self._context.rows)
+        budget = min(
+            self._pace.budget(alone=not writing), self._context.capacity - self._context.rows
+        )
         grants = share_prompt(budget, [len(job.pending) for job in reading])
         for job, count in zip(reading, grants, strict=True):
             if count:
@@ -273,15 +215,6 @@ class Scheduler:
         )
         return _Share(job, count, first + count - logits, logits)
 
-    def _budget(self, *, alone: bool) -> int:
-        """Prompt tokens that one step may carry."""
-        if not alone:
-            return max(SMALLEST_CHUNK, int(SHARED_STEP_S / self._rate_s))
-        tokens = self._alone_tokens
-        while tokens > SMALLEST_CHUNK and tokens * self._rate_s > ALONE_STEP_S:
-            tokens //= 4
-        return max(SMALLEST_CHUNK, tokens)
-
     def _decode(self, shares: list[_Share]) -> int:
         with self._lock:
             if self._closing or all(share.job.cancelled for share in shares):
@@ -295,18 +228,13 @@ class Scheduler:
             self._decoding = []
             self._context.abort.clear()
             self._spared_last = code == ABORTED and not all(s.job.cancelled for s in shares)
-            self._count(steps=1, aborted_steps=int(code == ABORTED))
+            self._totals.add(steps=1, aborted_steps=int(code == ABORTED))
         return code
 
     def _measure(self, shares: list[_Share], step_s: float) -> None:
-        """Follow the speed of prompts; a step with few of its tokens says little about it."""
-        tokens = sum(share.count for share in shares if share.job.is_prefilling)
+        self._pace.measure(sum(s.count for s in shares if s.job.is_prefilling), step_s)
         with self._lock:
-            self._count(step_s=step_s)
-        if tokens >= SMALLEST_CHUNK:
-            measured_s = step_s / tokens
-            weight = min(1.0, tokens / 64)
-            self._rate_s += weight * 0.5 * (measured_s - self._rate_s)
+            self._totals.add_step(step_s)
 
     def _take_result(self, share: _Share) -> None:
         job, sequence = share.job, share.job.sequence
@@ -380,13 +308,13 @@ class Scheduler:
         self._release(job)
         with self._lock:
             cancelled = int(reason == "cancelled")
-            self._count(finished=1 - cancelled, cancelled=cancelled)
+            self._totals.add(finished=1 - cancelled, cancelled=cancelled)
         job.finish(reason)
 
     def _fail(self, job: Job, error: Exception) -> None:
         self._release(job)
         with self._lock:
-            self._count(failed=1)
+            self._totals.add(failed=1)
         job.fail(error)
 
     def _release(self, job: Job) -> None:
@@ -398,9 +326,4 @@ class Scheduler:
         with self._lock:
             if job in self._running:
                 self._running.remove(job)
-            self._count(generated_tokens=len(job.generated))
-
-    def _count(self, **more: float) -> None:
-        """Add to the totals; the lock is held."""
-        for name, value in more.items():
-            self._totals[name] += value
+            self._totals.add(generated_tokens=len(job.generated))

@@ -20,7 +20,7 @@ from localmistral.models.filenames import (
     fold_base,
     group_files,
     match_quant,
-    shard_siblings,
+    parse_file_name,
 )
 from localmistral.models.names import (
     CatalogModel,
@@ -309,4 +309,6 @@ def _named_by_path(resolved: LocalFiles, catalog: Catalog) -> LocalModel:
     beside = [*folder.glob("*"), *folder.parent.glob("*mmproj*")]
     sets = group_files(path for path in beside if path.suffix.lower() == ".gguf")
     place = _Place(sets=sets)
-    return _local_model(group_files(shard_siblings(resolved.path))[0], place, (), catalog)
+    name = parse_file_name(resolved.path.name)
+    files = FileSet(name=name, first=resolved.path, paths=resolved.files)
+    return _local_model(files, place, (), catalog)

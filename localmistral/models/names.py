@@ -153,8 +153,8 @@ def _resolve_path(name: str) -> LocalFiles:
         raise ModelNotFoundError(f"{quote_name(name)} can't be read: {reason}.") from error
     if not there:
         raise _no_such_path(name)
-    if path.suffix.lower() != ".gguf":
-        raise ModelFileError(f"{quote_name(name)} is not a .gguf file.")
+    if path.suffix.lower() != ".gguf":  # a blob of some cache, say: its content will tell
+        return LocalFiles(path=path, files=(path,))
     role = parse_file_name(path.name).role
     if role != "model":
         kind = "an image encoder" if role == "mmproj" else "an importance matrix"

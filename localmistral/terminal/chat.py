@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from localmistral.answer import ChatResult, ChatStream
 from localmistral.chatformat.effort import EFFORTS, parse_effort
 from localmistral.errors import LocalMistralError, UsageError
-from localmistral.session import Chat, ChatResult, ChatStream
+from localmistral.session import Chat
 from localmistral.terminal.oneshot import explain_length
 from localmistral.terminal.render import AnswerView, describe_result, print_error, print_note
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from localmistral.answer import ChatResult, ChatStream
 from localmistral.errors import UsageError
-from localmistral.session import Chat, ChatResult, ChatStream
+from localmistral.session import Chat
 from localmistral.terminal.render import AnswerView, describe_result, print_note
 
 

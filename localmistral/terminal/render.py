@@ -17,14 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from localmistral.answer import ChatItem, ChatResult
+from localmistral.chatformat.parser import ContentDelta, ReasoningDelta, ToolCallDelta
 from localmistral.errors import LocalMistralError
-from localmistral.session import (
-    ChatItem,
-    ChatResult,
-    ContentDelta,
-    ReasoningDelta,
-    ToolCallDelta,
-)
 from localmistral.units import format_speed
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
