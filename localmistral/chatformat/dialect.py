@@ -21,7 +21,7 @@ Hide = Callable[[Any], Any]
 Render = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], str]
 
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-_NEEDLE = "qzneedlezq"
+_NEEDLE, _ARGUMENT = "qzneedlezq", "qzargumentzq"
 _TOOLS_INTRODUCTION = (
     "You can call these functions, described in JSON, one a line:\n<tools>\n{tools}\n</tools>\n"
     "To call one, write only this, with its name and arguments:\n"
@@ -97,15 +97,21 @@ def lay_out_tools(tools: Iterable[Tool], hide: Hide) -> list[dict[str, Any]]:
 
 
 def forms(messages: tuple[Message, ...]) -> Iterator[tuple[Message, ...]]:
-    """The conversation as it is, then in forms that stricter templates take."""
-    seen = []
-    for form in (messages, merged(messages), merged(without_system(messages, later_only=True))):
-        if form not in seen:
-            seen.append(form)
-            yield form
+    """The conversation as it is, then in forms that stricter templates take.
+
+    What is said stays in all but the last, which drops text beside tool calls.
+    """
     last = merged(without_system(messages))
-    if last not in seen:
-        yield last
+    candidates = (
+        messages,
+        merged(messages),
+        merged(without_system(messages, later_only=True)),
+        last,
+        tuple(replace(m, content="") if m.tool_calls else m for m in last),
+    )
+    for i, form in enumerate(candidates):
+        if form not in candidates[:i]:
+            yield form
 
 
 def merged(messages: Sequence[Message]) -> tuple[Message, ...]:
@@ -192,7 +198,6 @@ def probe(source: str, render: Render) -> Dialect:
     trial.settle("system", [Message(role="system", content=_NEEDLE), _USER], prefer=True)
     trial.settle("tools", [_USER], prefer=True, tools=(Tool(name=_NEEDLE),))
     _settle_calls(trial)
-    trial.settle("results", [_USER, _CALL, _RESULT, _ANSWER, _USER], prefer=True)
     return trial.dialect
 
 
@@ -200,7 +205,7 @@ _USER = Message(role="user", content="question")
 _ANSWER = Message(role="assistant", content="answer")
 _CALL = Message(
     role="assistant",
-    tool_calls=(ToolCall(id="call00000", name="weigh", arguments={"thing": _NEEDLE + "_a"}),),
+    tool_calls=(ToolCall(id="call00000", name="weigh", arguments={"thing": _ARGUMENT}),),
 )
 _RESULT = Message(role="tool", content=_NEEDLE, name="weigh", tool_call_id="call00000")
 _DUMMY_TOOL = Tool(name="weigh", description="weighs")
@@ -243,17 +248,19 @@ class _Trial:
 
 
 def _settle_calls(trial: _Trial) -> None:
-    """Arguments as an object, unless the template then fails or prints Python's form of it."""
-    ways = [
-        replace(trial.dialect, calls=calls, arguments_as_text=as_text)
-        for calls, as_text in ((True, False), (True, True), (False, False))
-    ]
+    """The way in which both a call and its result show, said in words if there is no other.
+
+    Arguments go as an object, unless the template then fails or prints Python's form of it.
+    """
     python_form = str(dict(_CALL.tool_calls[0].arguments))
-    for way in ways:
-        text = trial.rendering(way, [_USER, _CALL, _RESULT, _ANSWER, _USER], (_DUMMY_TOOL,))
-        if _NEEDLE + "_a" in text and python_form not in text:
-            trial.dialect = way
-            return
+    conversation = [_USER, _CALL, _RESULT, _ANSWER, _USER]
+    for results in (True, False):
+        for calls, as_text in ((True, False), (True, True), (False, False)):
+            way = replace(trial.dialect, results=results, calls=calls, arguments_as_text=as_text)
+            text = trial.rendering(way, conversation, (_DUMMY_TOOL,))
+            if _NEEDLE in text and _ARGUMENT in text and python_form not in text:
+                trial.dialect = way
+                return
 
 
 def _reasoning_key(source: str) -> str:

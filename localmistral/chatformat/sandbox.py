@@ -203,7 +203,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         if getattr(obj, "__self__", None) is self:
-            return obj(*args)  # without the scope that Jinja hands to functions
+            for scope in ("_loop_vars", "_block_vars"):  # Jinja's, for functions with a context
+                kwargs.pop(scope, None)
+            return obj(*args, **kwargs)
         # Jinja wraps str.format to keep its fields away from attributes.
         owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
         for kind, allowed in _METHODS.items():

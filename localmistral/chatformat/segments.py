@@ -46,7 +46,7 @@ class Segment:
     control: bool = False
 
 
-class SpecialTokens:
+class SpecialTexts:
     """The texts of a vocabulary that must not be imitated from outside.
 
     `control`: tokens of the GGUF types CONTROL and UNKNOWN, which a tokenizer yields only when it
@@ -125,7 +125,7 @@ def texts_in(value: Any) -> Iterator[str]:
 class Disguise:
     """The stand-ins of one prompt. `inputs`: every text that can occur in it."""
 
-    def __init__(self, special: SpecialTokens, inputs: Iterable[str]) -> None:
+    def __init__(self, special: SpecialTexts, inputs: Iterable[str]) -> None:
         self._special = special
         taken: set[str] = set().union(*inputs)
         self._free = (c for block in _PRIVATE for c in map(chr, block) if c not in taken)

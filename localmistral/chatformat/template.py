@@ -13,10 +13,11 @@ from types import MappingProxyType
 from typing import Any
 
 from localmistral.chatformat.dialect import Dialect, forms, lay_out_tools, probe
+from localmistral.chatformat.effort import thinks
 from localmistral.chatformat.messages import Message, Tool, plain_json
-from localmistral.chatformat.metering import MAX_CHARS, TRIAL_CHARS, TRIAL_STEPS, Meter
+from localmistral.chatformat.metering import HINT, MAX_CHARS, TRIAL_CHARS, TRIAL_STEPS, Meter
 from localmistral.chatformat.sandbox import Refusal, Sandbox
-from localmistral.chatformat.segments import Disguise, Segment, SpecialTokens, texts_in
+from localmistral.chatformat.segments import Disguise, Segment, SpecialTexts, texts_in
 from localmistral.errors import BadRequestError, TemplateError
 
 # For models whose file has no template.
@@ -27,8 +28,6 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-# For a template that doesn't know the wanted effort: the nearest of the common pair none/high.
-_NEAREST_EFFORT = {"none": "none", "minimal": "none"}
 _THINKING_TAGS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]"}
 _RESERVED = "messages tools add_generation_prompt bos_token eos_token raise_exception strftime_now"
 
@@ -54,7 +53,7 @@ class ChatTemplate:
         a BOS at the start. Errors: TemplateError.
         """
         self.source = source if source and source.strip() else CHATML
-        self._special = SpecialTokens(control_tokens, user_defined_tokens)
+        self._special = SpecialTexts(control_tokens, user_defined_tokens)
         self._bos_token = bos_token
         self._eos_token = eos_token
         self._add_bos = add_bos and bos_token in self._special.control
@@ -88,6 +87,8 @@ class ChatTemplate:
         open. Errors: BadRequestError if the template refuses the conversation in every form,
         TemplateError if it fails or passes its limits.
         """
+        if not messages:
+            raise BadRequestError("There are no messages.", param="messages")
         extra = _checked(extra or {})
         if continue_final_message:
             _check_continuable(messages)
@@ -95,13 +96,13 @@ class ChatTemplate:
         outside = [extra, effort]
         settings = self._thinking_variables(effort) | extra
         settings["add_generation_prompt"] = add_generation_prompt and not continue_final_message
-        refusal: BadRequestError | None = None
+        refusals: list[BadRequestError] = []
         for form in forms(adapted):
             try:
                 return self._render_form(form, shown, settings, outside, continue_final_message)
             except BadRequestError as error:
-                refusal = refusal or error
-        raise refusal or BadRequestError("There are no messages.", param="messages")
+                refusals.append(error)
+        raise refusals[0]
 
     def _render_form(
         self,
@@ -153,7 +154,7 @@ class ChatTemplate:
             message = f"The model's chat template refuses this conversation: {words}."
             raise BadRequestError(message, param="messages") from refusal
         except UnicodeEncodeError as error:
-            raise TemplateError("The chat template makes text that is no Unicode.") from error
+            raise TemplateError("The chat template makes text that is no Unicode.", HINT) from error
         return rendered
 
     def _run_small(
@@ -175,16 +176,15 @@ class ChatTemplate:
             return {}
         if effort not in self._efforts:
             self._efforts[effort] = self._accepted_effort(effort)
-        thinks = _NEAREST_EFFORT.get(effort, "high") != "none"
         return {
             "reasoning_effort": self._efforts[effort],
-            "enable_thinking": thinks,
-            "thinking": thinks,
+            "enable_thinking": thinks(effort),
+            "thinking": thinks(effort),
         }
 
     def _accepted_effort(self, effort: str) -> str:
         """The effort itself, unless the template takes only the nearest of none and high."""
-        nearest = _NEAREST_EFFORT.get(effort, "high")
+        nearest = "high" if thinks(effort) else "none"
         laid = self.dialect.lay_out([Message(role="user", content="question")], _same)
         for candidate in (effort, nearest):
             try:

@@ -58,7 +58,9 @@ class SequenceCache:
         The last token stays out: its logits are needed, and only computing it gives them.
         The caller makes sure that a sequence is free.
         """
-        source, length = self._find_source(prompt) if reuse else (None, 0)
+        source, length = self._find_source(prompt)
+        if not reuse:
+            source, length = self._find_stale_copy(source, length, prompt), 0
         target = self._choose_target(source, length)
         if target is not source:
             self._drop(target)
@@ -115,6 +117,16 @@ class SequenceCache:
                 best = (sequence, length)
         return best
 
+    @staticmethod
+    def _find_stale_copy(source: Sequence | None, length: int, prompt: Tokens) -> Sequence | None:
+        """A free copy of the whole prompt, to be computed again in its own place.
+
+        Where in memory a sequence lies shows in the last bits of its logits, so a request that
+        is repeated cold should find the place it had before.
+        """
+        is_copy = source is not None and not source.busy and length == len(prompt) - 1
+        return source if is_copy else None
+
     def _is_usable(self, sequence: Sequence, length: int) -> bool:
         if not self._partial:
             return not sequence.busy and length == sequence.length
@@ -122,7 +134,7 @@ class SequenceCache:
 
     def _choose_target(self, source: Sequence | None, length: int) -> Sequence:
         """`source` itself if nothing in it is lost, else an empty one, else the least recent."""
-        if source is not None and not source.busy and source.length == length:
+        if source is not None and not source.busy and length in (0, source.length):
             return source
         return min(
             (s for s in self._sequences if not s.busy),

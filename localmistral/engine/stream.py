@@ -79,13 +79,13 @@ class TextAssembler:
         return text
 
     def _find_stop(self) -> int | None:
-        """The place of the earliest stop string, the longest of those that start there."""
-        places = [(self._held.find(stop), -len(stop), stop) for stop in self._stops]
-        found = sorted(place for place in places if place[0] >= 0)
-        if not found:
+        """The place of the stop string that was complete first, however the text was cut."""
+        starts = [(self._held.find(stop), stop) for stop in self._stops]
+        ends = sorted((start + len(stop), start, stop) for start, stop in starts if start >= 0)
+        if not ends:
             return None
-        self.stop_text = found[0][2]
-        return found[0][0]
+        _, first, self.stop_text = ends[0]
+        return first
 
     def _measure_beginning(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""
