@@ -34,6 +34,7 @@ from localmistral.models.shape import ModelShape, TokenType, Vocabulary, require
 DEFAULT_CONTEXT = 8192
 """Tokens of context when none is asked for: enough for a conversation, small enough for any
 machine that holds the weights."""
+_MARKUP_STARTS = frozenset("<[|")
 _SWITCH = re.compile(r"\b(reasoning_effort|enable_thinking)\b")
 
 
@@ -48,11 +49,7 @@ class Chat:
         self.name = local.name
         self.title = local.path.name if local.repository is None else local.name
         self.model = load_catalog().find(local.model) if local.model else None
-        self._ids = {
-            text: number
-            for number, text in enumerate(vocabulary.texts)
-            if vocabulary.types[number] in (TokenType.CONTROL, TokenType.UNKNOWN)
-        }
+        self._ids = _find_control_tokens(engine, vocabulary)
         self._template = _make_template(engine, shape, vocabulary, self._ids)
 
     @classmethod
@@ -243,6 +240,16 @@ def _make_template(
         user_defined_tokens=_texts_of(vocabulary, TokenType.USER_DEFINED),
         add_bos=tokenizer.adds_bos,
     )
+
+
+def _find_control_tokens(engine: Engine, vocabulary: Vocabulary) -> dict[str, int]:
+    """Control tokens by text: those of the file, and those llama.cpp takes for such by name."""
+    return {
+        text: number
+        for number, (text, kind) in enumerate(zip(vocabulary.texts, vocabulary.types, strict=True))
+        if kind in (TokenType.CONTROL, TokenType.UNKNOWN)
+        or (text[:1] in _MARKUP_STARTS and engine.tokenizer.is_control(number))
+    }
 
 
 def _texts_of(vocabulary: Vocabulary, kind: TokenType) -> list[str]:

@@ -16,7 +16,7 @@ from jinja2.visitor import NodeTransformer
 
 from localmistral.errors import TemplateError
 
-MAX_STEPS = 2_000_000  # about 2 s of Jinja; a conversation of 1,000 messages takes under 200,000
+MAX_STEPS = 2_000_000  # about 2 s of Jinja; a conversation of 1,000 messages takes under 50,000
 MAX_SECONDS = 10.0  # for a machine on which that many steps take longer
 MAX_CHARS = 64_000_000  # characters made in one render, before the share for long conversations
 TRIAL_STEPS, TRIAL_CHARS = 50_000, 2_000_000  # for conversations of a few words

@@ -93,13 +93,12 @@ class ChatTemplate:
         if continue_final_message:
             _check_continuable(messages)
         adapted, shown = self.dialect.adapt(messages, tools)
-        outside = [extra, effort]
         settings = self._thinking_variables(effort) | extra
         settings["add_generation_prompt"] = add_generation_prompt and not continue_final_message
         refusals: list[BadRequestError] = []
         for form in forms(adapted):
             try:
-                return self._render_form(form, shown, settings, outside, continue_final_message)
+                return self._render_form(form, shown, settings, continue_final_message)
             except BadRequestError as error:
                 refusals.append(error)
         raise refusals[0]
@@ -109,11 +108,10 @@ class ChatTemplate:
         messages: tuple[Message, ...],
         tools: tuple[Tool, ...],
         settings: Mapping[str, Any],
-        outside: list[Any],
         open_end: bool,
     ) -> tuple[Segment, ...]:
         laid = self.dialect.lay_out(messages, _same)
-        texts = list(texts_in([laid, lay_out_tools(tools, _same), *outside, settings]))
+        texts = list(texts_in([laid, lay_out_tools(tools, _same), settings]))
         disguise = Disguise(self._special, [*texts, self.source, self._bos_token, self._eos_token])
         marker = ""
         if open_end:

@@ -1,0 +1,251 @@
+"""The commands as a person or a script types them: real processes, real pipes, a real terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from malformed_gguf import MALFORMED
+
+SYSTEM = ("--system", "You are a helpful assistant.")
+PARIS = ("--temperature", "0", *SYSTEM, "What is the capital of France?")
+
+
+@pytest.fixture(autouse=True)
+def no_models_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty disk, as far as the program looks."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.delenv("LOCALMISTRAL_MODELS", raising=False)
+
+
+def run(
+    *arguments: object, stdin: bytes | None = None, timeout_s: float = 240
+) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "localmistral", *map(str, arguments)]
+    given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+    return subprocess.run(command, capture_output=True, timeout=timeout_s, **given)  # type: ignore[call-overload, no-any-return]
+
+
+def check_refusal(done: subprocess.CompletedProcess[bytes], code: int, *words: str) -> None:
+    """One sentence and a hint on stderr, nothing on stdout, no traceback."""
+    said = done.stderr.decode()
+    assert done.returncode == code, said
+    assert done.stdout == b""
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) <= 2
+    assert "Traceback" not in said
+    for word in words:
+        assert word in said
+
+
+# run
+
+
+def test_the_answer_alone_is_on_stdout_and_the_same_twice(smollm2_path: Path) -> None:
+    first = run("run", "-m", smollm2_path, *PARIS)
+    assert b"Paris" in first.stdout
+    assert (first.returncode, first.stderr) == (0, b"")
+    assert run("run", "-m", smollm2_path, *PARIS).stdout == first.stdout
+
+
+def test_standard_input_is_appended_to_the_prompt(smollm2_path: Path) -> None:
+    options = ("run", "-m", smollm2_path, "--temperature", "0", *SYSTEM, "--max-tokens", "20")
+    whole = run(*options, "What is the capital\n\nof France?")
+    assert run(*options, "What is the capital", stdin=b"of France?\n").stdout == whole.stdout
+    only = run(*options, stdin=b"What is the capital\n\nof France?")
+    assert only.stdout == whole.stdout
+
+
+def test_a_file_is_appended_to_the_prompt(smollm2_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("The secret word is banana.", encoding="utf-8")
+    done = run("run", "-m", smollm2_path, "--file", path, "--json", "--max-tokens", "2", "Hi")
+    alone = run("run", "-m", smollm2_path, "--json", "--max-tokens", "2", "Hi")
+    more = json.loads(done.stdout)["usage"]["prompt_tokens"]
+    assert more > json.loads(alone.stdout)["usage"]["prompt_tokens"] + 5
+    check_refusal(run("run", "-m", smollm2_path, "--file", tmp_path / "none", "Hi"), 2, "none")
+
+
+def test_the_json_document_holds_the_answer_and_its_numbers(smollm2_path: Path) -> None:
+    done = run("run", "-m", smollm2_path, "--json", "--seed", "5", *PARIS)
+    document = json.loads(done.stdout)
+    assert "Paris" in document["answer"]
+    assert document["reasoning"] == ""
+    assert document["tool_calls"] == []
+    assert (document["finish_reason"], document["seed"]) == ("stop", 5)
+    assert document["usage"]["completion_tokens"] > 3
+    assert document["timings"]["decode_tokens_per_second"] > 0
+
+
+def test_statistics_and_remarks_go_to_stderr(smollm2_path: Path) -> None:
+    done = run("run", "-m", smollm2_path, "--stats", "--max-tokens", "3", *PARIS)
+    assert b"cut after 3 tokens" in done.stderr
+    assert b"tokens/s" in done.stderr
+    assert b"\x1b" not in done.stdout + done.stderr
+
+
+def test_a_model_without_the_switch_says_so_once_and_runs(smollm2_path: Path) -> None:
+    done = run("run", "-m", smollm2_path, "--effort", "high", *PARIS)
+    assert b"Paris" in done.stdout
+    assert done.stderr.decode().count("no reasoning switch") == 1
+
+
+def test_verbose_shows_llama_cpps_log(smollm2_path: Path) -> None:
+    done = run("run", "-m", smollm2_path, "--verbose", "--max-tokens", "1", *PARIS)
+    assert b"llama_model_loader" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_a_reader_that_leaves_ends_it_cleanly(smollm2_path: Path) -> None:
+    python = f'"{sys.executable}" -m localmistral run -m "{smollm2_path}" --max-tokens 300'
+    command = f'{python} "Write a list of a hundred animals." 2>err | head -c 20; cat err'
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, timeout=240, check=False
+    )
+    assert len(done.stdout) == 20
+    assert done.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
+def test_ctrl_c_ends_run_with_130_and_no_traceback(smollm2_path: Path) -> None:
+    import signal
+
+    command = [sys.executable, "-m", "localmistral", "run", "-m", str(smollm2_path)]
+    process = subprocess.Popen(
+        [*command, "Write a very long story."], stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.read(5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in said
+
+
+# Wrong input.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("run",), 2, ["prompt is empty"]),
+        (("run", "hi"), 2, ["No model is named"]),
+        (("run", "-m", "", "hi"), 2, ["name is empty"]),
+        (("run", "-m", "nowhere.gguf", "hi"), 1, ["nowhere.gguf"]),
+        (("run", "-m", "smal-4", "hi"), 1, ["smal-4", "small-4"]),
+        (("run", "-m", "small-4", "hi"), 1, ["not on this disk", "unsloth"]),
+        (("run", "-m", "small-4:Q99", "hi"), 1, ["Q99", "UD-Q4_K_M"]),
+        (("run", "-m", "hf:nothing", "hi"), 2, ["hf:ORG/REPOSITORY"]),
+        (("run", "--effort", "banana", "hi"), 2, ["banana", "none, low, medium or high"]),
+        (("run", "--temperature", "-1", "hi"), 2, ["temperature", "-1"]),
+        (("run", "--temperature", "nan", "hi"), 2, ["temperature"]),
+        (("run", "--seed", "99999999999", "hi"), 2, ["seed", "4294967295"]),
+        (("run", "--seed", "x", "hi"), 2, ["--seed"]),
+        (("run", "--max-tokens", "0", "hi"), 2, ["max_tokens", "at least 1"]),
+        (("run", "--context", "lots", "hi"), 2, ["lots", "32k"]),
+        (("run", "--context", "0", "hi"), 2, ["whole number"]),
+        (("run", "--kv-type", "q9", "hi"), 2, ["q9", "q8_0"]),
+        (("run", "--tensor-split", "a,b", "hi"), 2, ["3,1"]),
+        (("run", "--threads", "-2", "hi"), 2, ["threads", "-2"]),
+        (("run", "--nope", "hi"), 2, ["--nope", "run --help"]),
+        (("run", "one", "two"), 2, ["two"]),
+        (("chat", "small-4", "-m", "other"), 2, ["small-4", "other"]),
+        (("bogus",), 2, ["bogus", "--help"]),
+    ],
+)
+def test_wrong_input_gets_one_sentence(
+    arguments: tuple[str, ...], code: int, words: list[str]
+) -> None:
+    check_refusal(run(*arguments), code, *words)
+
+
+def test_text_that_is_not_utf8_is_refused_with_its_place(smollm2_path: Path) -> None:
+    done = run("run", "-m", smollm2_path, "Hi", stdin=b"abc\xff")
+    check_refusal(done, 2, "Byte 3", "0xff")
+
+
+def test_a_prompt_over_the_context_names_both_counts(smollm2_path: Path) -> None:
+    done = run("run", "-m", smollm2_path, "--context", "256", stdin=b"word " * 1000)
+    check_refusal(done, 1, "tokens, the context holds 256", "--context")
+
+
+def test_a_context_over_the_models_limit_names_it(smollm2_path: Path) -> None:
+    check_refusal(run("run", "-m", smollm2_path, "--context", "1M", "hi"), 1, "8192")
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = run("run", "--debug", "-m", "nowhere.gguf", "hi")
+    assert done.returncode == 1
+    assert b"Traceback" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MALFORMED)[::6])
+def test_a_malformed_file_ends_with_one_sentence(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(MALFORMED[name])
+    check_refusal(run("run", "-m", path, "hi"), 1, "bad.gguf")
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.999])
+def test_a_truncated_model_ends_with_one_sentence(
+    smollm2_path: Path, tmp_path: Path, share: float
+) -> None:
+    data = smollm2_path.read_bytes()
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(data[: int(len(data) * share)])
+    check_refusal(run("run", "-m", path, "hi"), 1, "cut.gguf")
+
+
+# The other commands.
+
+
+def test_version_and_help_answer() -> None:
+    assert run("--version").stdout.startswith(b"localmistral ")
+    shown = run("--help").stdout.decode()
+    for command in ("run", "chat", "models", "list"):
+        assert f"  {command}" in shown
+    for option in ("--model", "--effort", "--hide-thinking", "--context", "--json"):
+        assert option in run("run", "--help").stdout.decode()
+
+
+def test_alone_it_says_what_this_is_and_how_to_start(smollm2_path: Path) -> None:
+    shown = run().stdout.decode()
+    assert "RAM" in shown
+    assert "none on this disk" in shown
+    assert shown.count("localmistral ") >= 3
+
+
+def test_models_lists_the_catalogue() -> None:
+    assert "mistral-small-4" in run("models").stdout.decode()
+    document = json.loads(run("models", "--json").stdout)
+    assert any("small-4" in model["aliases"] for model in document)
+
+
+def test_list_shows_what_is_on_disk_and_run_takes_the_only_one(
+    smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    os.link(smollm2_path, folder / "SmolLM2.Q4_1.gguf") if _same_disk(smollm2_path, folder) else (
+        folder / "SmolLM2.Q4_1.gguf"
+    ).write_bytes(smollm2_path.read_bytes())
+    monkeypatch.setenv("LOCALMISTRAL_MODELS", str(folder))
+    (entry,) = json.loads(run("list", "--json").stdout)
+    assert (entry["quant"], entry["complete"]) == ("Q4_1", True)
+    assert "complete" in run("list").stdout.decode()
+    assert b"Paris" in run("run", *PARIS).stdout
+
+
+def _same_disk(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev
+
+
+def test_an_empty_list_is_an_empty_document() -> None:
+    assert json.loads(run("list", "--json").stdout) == []
