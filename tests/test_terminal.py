@@ -31,7 +31,7 @@ class Terminal:
     def __init__(self, model: Path) -> None:
         arguments = ["-m", "localmistral", "chat", str(model), "--system", SYSTEM]
         self.child = pexpect.spawn(
-            sys.executable, [*arguments, "--temperature", "0"], encoding="utf-8",
+            sys.executable, [*arguments, "--temperature", "0", "--max-tokens", "150"], encoding="utf-8",
             env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
             dimensions=(60, 120),
         )  # fmt: skip
@@ -104,6 +104,9 @@ def test_ctrl_c_stops_the_answer_and_the_model_stays_usable(terminal: Terminal) 
     lines = terminal.wait_for_prompt()
     print(f"the prompt was back after {time.monotonic() - started:.2f} s")
     assert "(stopped)" in lines
+    terminal.say("/stats")
+    assert "cached" in terminal.say("Go on.")  # what was said is still there
+    terminal.say("/clear")
     assert "Paris" in terminal.say("What is the capital of France?")
     terminal.child.sendintr()
     terminal.wait(lambda lines: "(Ctrl-D or /exit leaves)" in lines)
