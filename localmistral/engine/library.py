@@ -11,12 +11,10 @@ import sys
 import threading
 from typing import Any
 
-import psutil
-
 logger = logging.getLogger("localmistral.llama")
 logger.addHandler(logging.NullHandler())  # silent unless --verbose or the embedding program asks
 
-SPIN_COUNT = 10_000
+SPIN_COUNT = 1000
 """Iterations a waiting OpenMP thread of libgomp spins before it sleeps.
 
 Decode on the CPU ends a parallel region about a thousand times per token, so sleeping at once
@@ -39,7 +37,7 @@ def _bound_waiting() -> None:
         os.environ["KMP_BLOCKTIME"] = _BLOCKTIME_MS
 
 
-__all__ = ["AbortFlag", "count_threads", "explain", "forget_complaints", "llama", "logger"]
+__all__ = ["AbortFlag", "explain", "forget_complaints", "llama", "logger"]
 
 _bound_waiting()
 import llama_cpp.llama_cpp as llama  # noqa: E402  (the environment has to be set first)
@@ -114,22 +112,3 @@ class AbortFlag:
 
     def is_set(self) -> bool:
         return bool(self._buffer[0] == b"\x01")
-
-
-def count_threads() -> int:
-    """Threads for work that is bound by memory: the physical cores this process may use."""
-    logical = psutil.cpu_count(logical=True) or 1
-    physical = psutil.cpu_count(logical=False) or logical
-    process = psutil.Process()
-    allowed = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else logical
-    return max(1, min(physical, allowed, _cgroup_cores() or physical))
-
-
-def _cgroup_cores() -> int | None:
-    """Cores that a container's quota grants, rounded up; None without a quota (cgroup v2)."""
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:  # noqa: PTH123
-            quota, period = file.read().split()[:2]
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else max(1, -(-int(quota) // int(period)))

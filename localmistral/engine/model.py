@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from localmistral.engine.library import (
     AbortFlag,
-    count_threads,
     explain,
     forget_complaints,
     llama,
 )
 from localmistral.engine.settings import EngineSettings, Logits
+from localmistral.engine.threads import ThreadCount
 from localmistral.errors import BadRequestError, EngineError, ModelFileError
 
 Progress = Callable[[float], bool]
@@ -126,7 +126,8 @@ class Context:
         params.n_seq_max = sequences
         params.kv_unified = True
         params.no_perf = True
-        params.n_threads = params.n_threads_batch = settings.threads or count_threads()
+        self.threads = ThreadCount(settings.threads)
+        params.n_threads = params.n_threads_batch = self.threads.current
         params.type_k = params.type_v = _GGML_TYPES[settings.kv_type]
         params.flash_attn_type = _choose_flash_attention(settings)
         params.abort_callback = self.abort.callback
@@ -187,6 +188,12 @@ class Context:
         """
         self._batch.n_tokens = self.rows
         return int(llama.llama_decode(self.pointer, self._batch))
+
+    def adapt_threads(self, *, steady: bool) -> None:
+        """Use as many threads as other processes leave cores for, or all if `steady`."""
+        if self.threads.update(steady=steady):
+            count = self.threads.current
+            llama.llama_set_n_threads(self.pointer, count, count)
 
     def synchronize(self) -> None:
         """Wait for devices that compute behind the call's back."""

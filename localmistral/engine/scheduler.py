@@ -145,6 +145,9 @@ class Scheduler:
         shares = self._fill_batch()
         if not shares:
             return
+        self._context.adapt_threads(
+            steady=any(share.job.request.sampling.is_repeatable for share in shares)
+        )
         started_s = time.monotonic()
         code = self._decode(shares)
         if code == DECODED:

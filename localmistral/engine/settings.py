@@ -86,6 +86,11 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the same request is meant to give the same text again."""
+        return self.temperature == 0 or self.seed is not None
+
     def __post_init__(self) -> None:
         _check_range("temperature", self.temperature, 0, 100)
         _check_range("top_k", self.top_k, 0, 2**31 - 1)
