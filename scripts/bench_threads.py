@@ -56,8 +56,10 @@ def measure(model: Path, environment: dict[str, str]) -> float:
 def generate_once(model: Path, seconds: float) -> float:
     """Decode for about `seconds`; tokens per second."""
     from localmistral.engine import Engine, EngineSettings, Request
+    from localmistral.engine.threads import count_cores
 
-    settings = EngineSettings(context=512, threads=int(os.environ.get("BENCH_THREADS", "2")))
+    threads = int(os.environ.get("BENCH_THREADS", count_cores()))
+    settings = EngineSettings(context=512, threads=threads)
     with Engine.load([model], settings) as engine:
         prompt = tuple(engine.tokenize("Once upon a time"))
         with engine.submit(Request(prompt=prompt, ignore_eos=True)) as stream:

@@ -27,8 +27,9 @@ def run(
     *arguments: object, stdin: bytes | None = None, timeout_s: float = 240
 ) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "localmistral", *map(str, arguments)]
-    given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-    return subprocess.run(command, capture_output=True, timeout=timeout_s, **given)  # type: ignore[call-overload, no-any-return]
+    if stdin is not None:
+        return subprocess.run(command, capture_output=True, timeout=timeout_s, input=stdin)
+    return subprocess.run(command, capture_output=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
 
 
 def check_refusal(done: subprocess.CompletedProcess[bytes], code: int, *words: str) -> None:

@@ -293,7 +293,7 @@ def test_a_sampling_value_out_of_range_is_named(name: str, value: object) -> Non
 def test_a_request_out_of_range_is_named() -> None:
     for fields in ({"max_tokens": 0}, {"top_logprobs": 21}, {"stop": ("",)}, {"stop": ("x",) * 99}):
         with pytest.raises(BadRequestError, match=r"max_tokens|top_logprobs|stop"):
-            Request(prompt=(1,), **fields)  # type: ignore[arg-type]
+            Request(prompt=(1,), **fields)
     with pytest.raises(BadRequestError, match="0 tokens"):
         Request(prompt=())
 
@@ -437,10 +437,12 @@ def test_a_full_queue_is_refused_and_order_is_kept(smollm2_path: Path) -> None:
         streams = [small.submit(Request(prompt=(504, n), max_tokens=2)) for n in range(3)]
         with pytest.raises(BusyError, match="3 requests are waiting"):
             small.submit(Request(prompt=(504,)))
-        readers = [
-            threading.Thread(target=lambda n=n: (read(streams[n]), ended.append(n)))  # type: ignore[misc]
-            for n in range(3)
-        ]
+
+        def drain(number: int) -> None:
+            read(streams[number])
+            ended.append(number)
+
+        readers = [threading.Thread(target=drain, args=(number,)) for number in range(3)]
         for reader in readers:
             reader.start()
         blocker.close()

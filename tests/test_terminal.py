@@ -30,8 +30,9 @@ class Terminal:
 
     def __init__(self, model: Path) -> None:
         arguments = ["-m", "localmistral", "chat", str(model), "--system", SYSTEM]
+        arguments += ["--temperature", "0", "--max-tokens", "150"]
         self.child = pexpect.spawn(
-            sys.executable, [*arguments, "--temperature", "0", "--max-tokens", "150"], encoding="utf-8",
+            sys.executable, arguments, encoding="utf-8",
             env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
             dimensions=(60, 120),
         )  # fmt: skip
