@@ -25,6 +25,7 @@ from localmistral.engine import (
 )
 from localmistral.engine.model import Context
 from localmistral.engine.settings import Logits
+from localmistral.engine.thinking import ThinkingBudget
 from localmistral.errors import (
     BadRequestError,
     BusyError,
@@ -641,6 +642,46 @@ def test_right_guesses_save_steps_and_wrong_ones_change_nothing(engine: Engine) 
         if find_divergence(solo, tokens) is None:
             assert len(tokens) == len(solo)
             assert (steps <= len(solo) // 3) == (proposer.known is not None)
+
+
+class Insert:
+    """Puts `added` after every fifth token."""
+
+    def __init__(self, added: Sequence[int]) -> None:
+        self._added, self._count = added, 0
+
+    def follow(self, token: int) -> Sequence[int]:
+        self._count += 1
+        return () if self._count % 5 else self._added
+
+
+@pytest.mark.parametrize("proposer", [None, Fixed(None)])
+def test_a_guide_writes_into_the_answer_and_the_model_goes_on(
+    engine: Engine, proposer: Fixed | None
+) -> None:
+    added = engine.tokenize(" and then, suddenly,")
+    request = Request(
+        prompt=ask(engine, "Tell me a story."), sampling=GREEDY, max_tokens=40, ignore_eos=True,
+        guide=Insert(added), proposer=proposer,
+    )  # fmt: skip
+    stream = engine.submit(request)
+    tokens = read_tokens(stream)
+    size = 5 + len(added)
+    for start in range(0, len(tokens) - size + 1, size):
+        assert tokens[start + 5 : start + size] == added
+    # What follows was chosen knowing what was put in.
+    known = [*request.prompt, *tokens[:size]]
+    assert_same(run_solo(engine, known, 5), tokens[size : size + 5])
+    assert len(tokens) == 40
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_spent_thinking_budget_closes_the_thinking_once(is_open: bool) -> None:
+    budget = ThinkingBudget(open_token=1, close_token=2, budget=3, closing=(8, 9), is_open=is_open)
+    start = [] if is_open else [1]
+    answers = [tuple(budget.follow(token)) for token in [*start, 5, 5, 5, 5, 5]]
+    assert answers == [()] * (2 + len(start)) + [(8, 9, 2), (), ()]
+    assert [tuple(budget.follow(token)) for token in (1, 5, 2, 5, 5, 5, 5)] == [()] * 7
 
 
 @pytest.mark.slow

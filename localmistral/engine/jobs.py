@@ -24,8 +24,8 @@ from localmistral.errors import EngineError, LocalMistralError
 class Job:
     """A submitted request; everything but `cancelled` belongs to the engine's thread.
 
-    `pending` are the tokens to compute next: the rest of the prompt, or the token chosen last
-    with guessed followers behind it.
+    `pending` are the tokens to compute next: the rest of the prompt, or the tokens chosen last.
+    The last `guesses` of them are guessed followers that decoding has to confirm.
     """
 
     def __init__(self, request: Request, channel: Channel) -> None:
@@ -35,6 +35,7 @@ class Job:
         self.ended = False
         self.prompt: Tokens = np.asarray(request.prompt, np.int32)
         self.pending: Tokens = self.prompt
+        self.guesses = 0
         self.generated: list[int] = []
         self.sequence: Sequence | None = None
         self.sampler: Sampler | None = None
@@ -47,9 +48,6 @@ class Job:
     @property
     def is_prefilling(self) -> bool:
         return not self.generated or len(self.pending) > 1 + self.guesses
-
-    guesses = 0
-    """How many of `pending`'s last tokens are guesses that decoding has to confirm."""
 
     def start(self, sequence: Sequence, sampler: Sampler) -> None:
         """The request leaves the queue; `sequence` already holds the reused beginning."""

@@ -79,6 +79,12 @@ class Sampler:
             return token, None
         return token, _report(token, probabilities, self._top_logprobs or 0)
 
+    def accept(self, token: int) -> None:
+        """Note a token that was not sampled but put into the answer."""
+        llama.llama_sampler_accept(self._chain, token)
+        if self._constraint is not None:
+            self._constraint.accept(token)
+
     def close(self) -> None:
         if self._chain:
             llama.llama_sampler_free(self._chain)

@@ -259,11 +259,14 @@ class Scheduler:
         guessed = job.pending[share.count - share.logits + 1 : share.count]
         confirmed = sequence.length - len(guessed)
         reason: FinishReason | None = None
-        token = -1
+        chosen: list[int] = []
         for row in range(share.logits):
             token, probability = sampler.sample(self._context, share.first + row)
+            chosen = [token]
             reason = job.emit(self._tokenizer, token, probability, self._settings.context)
-            if reason or row == len(guessed) or token != guessed[row]:
+            if reason is None and job.request.guide is not None:
+                reason = self._put(job, chosen)
+            if reason or len(chosen) > 1 or row == len(guessed) or token != guessed[row]:
                 break
             confirmed += 1
         if confirmed < sequence.length:
@@ -271,19 +274,34 @@ class Scheduler:
         if reason:
             self._end(job, reason)
         else:
-            self._continue(job, token)
+            self._continue(job, chosen)
 
-    def _continue(self, job: Job, token: int) -> None:
-        """Set up the next step of `job`: the token just chosen, and guesses behind it."""
+    def _put(self, job: Job, chosen: list[int]) -> FinishReason | None:
+        """Append to `chosen` what the request's guide puts into the answer after it."""
+        assert job.request.guide is not None
+        assert job.sampler is not None
+        added = job.request.guide.follow(chosen[-1])
+        self._tokenizer.check(added)
+        for token in added:
+            job.sampler.accept(token)
+            chosen.append(token)
+            reason = job.emit(self._tokenizer, token, None, self._settings.context)
+            if reason:
+                return reason
+        return None
+
+    def _continue(self, job: Job, chosen: list[int]) -> None:
+        """Set up the next step of `job`: the tokens just chosen, and guesses behind them."""
         guesses: Items[int] = ()
         sequence = job.sequence
         assert sequence is not None
-        if job.request.proposer is not None and self._model.keeps_every_position:
+        can_guess = len(chosen) == 1 and self._model.keeps_every_position
+        if job.request.proposer is not None and can_guess:
             room = self._settings.context - sequence.length - 1
             known = [*job.request.prompt, *job.generated]
             guesses = list(job.request.proposer.propose(known))[: max(0, room)]
             self._tokenizer.check(guesses)
-        job.pending = np.asarray([token, *guesses], np.int32)
+        job.pending = np.asarray([*chosen, *guesses], np.int32)
         job.guesses = len(guesses)
 
     def _make_room(self, shares: list[_Share]) -> None:

@@ -133,6 +133,13 @@ class Constraint(Protocol):
         """`token` was chosen."""
 
 
+class Guide(Protocol):
+    """Writes into the answer itself at times; one object serves one request."""
+
+    def follow(self, token: int) -> Sequence[int]:
+        """Tokens to put after `token`, which was just chosen; none lets the model go on."""
+
+
 class Proposer(Protocol):
     """Guesses the tokens to come, so that one decode step can confirm several of them."""
 
@@ -157,6 +164,7 @@ class Request:
     top_logprobs: int | None = None
     ignore_eos: bool = False
     constraint: Constraint | None = None
+    guide: Guide | None = None
     proposer: Proposer | None = None
 
     def __post_init__(self) -> None:
