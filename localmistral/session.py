@@ -7,23 +7,21 @@
 Terminal, one-shot and server all use it. Knows nothing of rendering or HTTP.
 """
 
+import contextlib
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 from localmistral.answer import Assembly, ChatStream
 from localmistral.chatformat.effort import parse_effort, thinks
+from localmistral.chatformat.formats import make_format
 from localmistral.chatformat.messages import Message, Tool, parse_messages, parse_tools
-from localmistral.chatformat.parser import TagParser
+from localmistral.chatformat.rendering import PromptTokens
 from localmistral.chatformat.segments import Segment
-from localmistral.chatformat.template import ChatTemplate, ends_in_thinking
-from localmistral.engine import (
-    Engine,
-    EngineSettings,
-    Request,
-    Sampling,
-)
+from localmistral.engine import Constraint, Engine, EngineSettings, Request, Sampling
+from localmistral.engine.constraints import ConstraintCompiler, Spec, Thinking
+from localmistral.engine.thinking import ThinkingBudget
 from localmistral.errors import BadRequestError, ModelNotFoundError
 from localmistral.models.cache import LocalModel, find_local
 from localmistral.models.catalog import Model, load_catalog
@@ -35,22 +33,54 @@ DEFAULT_CONTEXT = 8192
 """Tokens of context when none is asked for: enough for a conversation, small enough for any
 machine that holds the weights."""
 _MARKUP_STARTS = frozenset("<[|")
-_SWITCH = re.compile(r"\b(reasoning_effort|enable_thinking)\b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThinkingBudgets:
+    """Most tokens of thinking at an effort below high, and what ends it when they are spent."""
+
+    low: int = 1024
+    medium: int = 4096
+    closing: str = "\n\nThat is enough thinking, now the answer."
+
+    def choose(self, effort: str | None, context: int) -> int | None:
+        """The budget of `effort`, with room left in the context for an answer; None for none."""
+        if effort == "low":
+            return min(self.low, max(1, context // 8))
+        if effort == "medium":
+            return min(self.medium, max(1, context // 2))
+        return None
 
 
 class Chat:
     """A model ready to answer, from any thread and many at once. Close it after use."""
 
     def __init__(
-        self, engine: Engine, shape: ModelShape, vocabulary: Vocabulary, local: LocalModel
+        self,
+        engine: Engine,
+        shape: ModelShape,
+        vocabulary: Vocabulary,
+        local: LocalModel,
+        *,
+        chat_template: str | None = None,
+        budgets: ThinkingBudgets | None = None,
     ) -> None:
         self.engine = engine
         self.shape = shape
         self.name = local.name
-        self.title = local.path.name if local.repository is None else local.name
+        self.title = local.path.name if local.name == str(local.path) else local.name
         self.model = load_catalog().find(local.model) if local.model else None
-        self._ids = _find_control_tokens(engine, vocabulary)
-        self._template = _make_template(engine, shape, vocabulary, self._ids)
+        self.budgets = budgets or ThinkingBudgets()
+        self._tokens = _read_prompt_tokens(engine, vocabulary)
+        self.format = make_format(
+            self._tokens,
+            embedded=shape.tokenizer.chat_template,
+            catalogue_template=self.model.template if self.model else None,
+            model_name=self.model.name if self.model else shape.name,
+            override=chat_template,
+        )
+        self._thinking = self.format.thinking_ids or _find_thinking_tags(vocabulary)
+        self._compiler = ConstraintCompiler(engine.tokenizer)
 
     @classmethod
     def load(
@@ -59,11 +89,14 @@ class Chat:
         settings: EngineSettings | None = None,
         *,
         context: int | None = None,
+        chat_template: str | None = None,
+        budgets: ThinkingBudgets | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> Self:
         """Load a model by path, by a name of the catalogue or as `hf:org/repo:QUANT`.
 
-        `context` is tokens per stream; None chooses DEFAULT_CONTEXT or the model's limit. Raises
+        `context` is tokens per stream; None chooses DEFAULT_CONTEXT or the model's limit.
+        `chat_template` is a Jinja file, "embedded" or the name of a Mistral family. Raises
         ModelNotFoundError when it isn't on this disk, ModelFileError when it can't be loaded.
         """
         local = find_model(name)
@@ -75,15 +108,17 @@ class Chat:
         settings = dataclasses.replace(settings or EngineSettings(), context=chosen)
         engine = Engine.load(shape.files, settings, on_progress=on_progress)
         try:
-            return cls(engine, shape, vocabulary, local)
+            return cls(
+                engine, shape, vocabulary, local, chat_template=chat_template, budgets=budgets
+            )
         except BaseException:
             engine.close()
             raise
 
     @property
     def has_effort_switch(self) -> bool:
-        """Whether the model's template looks at the reasoning effort."""
-        return _SWITCH.search(self._template.source) is not None
+        """Whether the model can be told how much to think."""
+        return self.format.has_effort_switch
 
     def render(
         self,
@@ -95,7 +130,7 @@ class Chat:
         continue_final_message: bool = False,
     ) -> tuple[Segment, ...]:
         """The prompt of a conversation. Errors: BadRequestError naming what is wrong."""
-        return self._template.render(
+        return self.format.render(
             _parse(messages),
             tools=_parse_tools(tools),
             effort=parse_effort(effort),
@@ -108,19 +143,19 @@ class Chat:
         tokens: list[int] = []
         for segment in segments:
             if segment.control:
-                tokens.append(self._ids[segment.text])
+                tokens.append(self._tokens.control[segment.text])
             else:
                 tokens += self.engine.tokenize(segment.text)
         return tuple(tokens)
 
     def default_sampling(self, effort: str | None = None) -> Sampling:
-        """The model card's values for `effort` where the catalogue has them, else llama.cpp's."""
+        """The model card's values for `effort`, else the file's own, else llama.cpp's."""
         if self.model is None:
-            return Sampling()
-        card = self.model.sampling_for("high" if thinks(effort) else "none")
+            return _recommended_sampling(self.shape)
+        card = self.model.sampling_for("high" if self._thinks(effort) else "none")
         given = {"temperature": card.temperature, "top_p": card.top_p}
         known: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-        return dataclasses.replace(Sampling(), **known)
+        return dataclasses.replace(_recommended_sampling(self.shape), **known)
 
     def stream(
         self,
@@ -131,12 +166,16 @@ class Chat:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         sampling: Mapping[str, Any] | None = None,
+        output: Spec | None = None,
+        thinking_budget: int | None = None,
         cache_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> ChatStream:
         """Start an answer to `messages` (OpenAI's form, or parsed ones).
 
         `sampling` names the fields of `Sampling` to set; the others keep the model's defaults.
+        `output` is what the answer (not the thinking before it) has to look like.
+        `thinking_budget` in tokens takes the place of the effort's own.
         Errors: BadRequestError, ContextOverflowError, BusyError; later ones come while iterating.
         """
         declared = _parse_tools(tools)
@@ -146,15 +185,54 @@ class Chat:
             effort=effort,
             continue_final_message=continue_final_message,
         )
+        is_open = self.format.ends_in_thinking(segments)
         request = Request(
             prompt=self.encode(segments),
             max_tokens=max_tokens,
             stop=tuple(stop),
             sampling=dataclasses.replace(self.default_sampling(effort), **(sampling or {})),
             cache_prompt=cache_prompt,
+            constraint=self._make_constraint(output, effort, is_open),
+            guide=self._make_guide(effort, thinking_budget, is_open),
         )
-        parser = TagParser(tools=bool(declared), in_thinking=ends_in_thinking(segments))
+        parser = self.format.make_parser(tools=bool(declared), in_thinking=is_open)
         return ChatStream(self.engine.submit(request), Assembly(parser))
+
+    def _thinks(self, effort: str | None) -> bool:
+        return thinks(effort or self.format.default_effort)
+
+    def _make_constraint(
+        self, output: Spec | None, effort: str | None, is_open: bool
+    ) -> Constraint | None:
+        if output is None:
+            return None
+        thinking = None
+        if self._thinking is not None and (is_open or self._thinks(effort)):
+            opening, closing = (self.engine.detokenize([token]) for token in self._thinking)
+            thinking = Thinking(open=opening, close=closing, opened=is_open)
+        return self._compiler.compile(output, thinking=thinking)
+
+    def _make_guide(
+        self, effort: str | None, thinking_budget: int | None, is_open: bool
+    ) -> ThinkingBudget | None:
+        budget = thinking_budget
+        if budget is None:
+            budget = self.budgets.choose(effort, self.engine.settings.context)
+        if budget is None or self._thinking is None:
+            return None
+        if budget < 1:
+            raise BadRequestError(
+                f"thinking_budget is {budget}, it must be at least 1.",
+                "Effort none leaves thinking out.",
+                param="thinking_budget",
+            )
+        return ThinkingBudget(
+            open_token=self._thinking[0],
+            close_token=self._thinking[1],
+            budget=budget,
+            closing=self.engine.tokenize(self.budgets.closing),
+            is_open=is_open,
+        )
 
     def close(self) -> None:
         self.engine.close()
@@ -224,22 +302,37 @@ def _parse_tools(tools: object) -> tuple[Tool, ...]:
     return parse_tools(tools)
 
 
-def _make_template(
-    engine: Engine, shape: ModelShape, vocabulary: Vocabulary, control: Mapping[str, int]
-) -> ChatTemplate:
+def _recommended_sampling(shape: ModelShape) -> Sampling:
+    """The values of the file that make sense, one by one."""
+    sampling = Sampling()
+    for name, value in shape.sampling:
+        whole: Any = int(value) if name == "top_k" else value
+        with contextlib.suppress(BadRequestError):
+            sampling = dataclasses.replace(sampling, **{name: whole})
+    return sampling
+
+
+def _read_prompt_tokens(engine: Engine, vocabulary: Vocabulary) -> PromptTokens:
     tokenizer = engine.tokenizer
 
     def name(token: int) -> str:
         return vocabulary.texts[token] if 0 <= token < len(vocabulary.texts) else ""
 
-    return ChatTemplate(
-        shape.tokenizer.chat_template,
-        bos_token=name(tokenizer.bos),
-        eos_token=name(tokenizer.eos),
-        control_tokens=control,
-        user_defined_tokens=_texts_of(vocabulary, TokenType.USER_DEFINED),
-        add_bos=tokenizer.adds_bos,
+    return PromptTokens(
+        control=_find_control_tokens(engine, vocabulary),
+        user_defined=_texts_of(vocabulary, TokenType.USER_DEFINED),
+        bos=name(tokenizer.bos),
+        eos=name(tokenizer.eos),
+        adds_bos=tokenizer.adds_bos,
     )
+
+
+def _find_thinking_tags(vocabulary: Vocabulary) -> tuple[int, int] | None:
+    """The ids of <think> and </think>, where each is one token."""
+    try:
+        return vocabulary.texts.index("<think>"), vocabulary.texts.index("</think>")
+    except ValueError:
+        return None
 
 
 def _find_control_tokens(engine: Engine, vocabulary: Vocabulary) -> dict[str, int]:
@@ -252,9 +345,6 @@ def _find_control_tokens(engine: Engine, vocabulary: Vocabulary) -> dict[str, in
     }
 
 
-def _texts_of(vocabulary: Vocabulary, kind: TokenType) -> list[str]:
-    return [
-        text
-        for text, number in zip(vocabulary.texts, vocabulary.types, strict=True)
-        if number == kind
-    ]
+def _texts_of(vocabulary: Vocabulary, kind: TokenType) -> tuple[str, ...]:
+    pairs = zip(vocabulary.texts, vocabulary.types, strict=True)
+    return tuple(text for text, number in pairs if number == kind)

@@ -102,11 +102,15 @@ def test_verbose_shows_llama_cpps_log(smollm2_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
-def test_a_reader_that_leaves_ends_it_cleanly(smollm2_path: Path) -> None:
+def test_a_reader_that_leaves_ends_it_cleanly(smollm2_path: Path, tmp_path: Path) -> None:
     python = f'"{sys.executable}" -m localmistral run -m "{smollm2_path}" --max-tokens 300'
     command = f'{python} "Write a list of a hundred animals." 2>err | head -c 20; cat err'
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command], capture_output=True, timeout=240, check=False
+        ["bash", "-o", "pipefail", "-c", command],
+        capture_output=True,
+        timeout=240,
+        check=False,
+        cwd=tmp_path,
     )
     assert len(done.stdout) == 20
     assert done.returncode == 0
@@ -127,6 +131,46 @@ def test_ctrl_c_ends_run_with_130_and_no_traceback(smollm2_path: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in said
+
+
+@pytest.fixture
+def weather(tmp_path: Path) -> Path:
+    path = tmp_path / "weather.json"
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tool = {"name": "get_weather", "description": "The weather", "parameters": parameters}
+    path.write_text(json.dumps({"type": "function", "function": tool}), encoding="utf-8")
+    return path
+
+
+def test_an_answer_can_be_held_to_a_schema(smollm2_path: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        '{"type": "object", "properties": {"age": {"type": "integer", "maximum": 120}},'
+        ' "required": ["age"], "additionalProperties": false}',
+        encoding="utf-8",
+    )
+    done = run("run", "-m", smollm2_path, "--json-schema", schema, "Invent a person.")
+    document = json.loads(done.stdout)
+    assert list(document) == ["age"]
+    assert document["age"] <= 120
+
+
+def test_an_answer_can_be_held_to_a_choice(smollm2_path: Path) -> None:
+    options = ("--choice", "rouge \u2764", "--choice", "bleu")
+    done = run("run", "-m", smollm2_path, *options, "Which colour has the sky?")
+    assert done.stdout.decode() in ("rouge \u2764", "bleu")
+
+
+def test_tools_are_part_of_the_prompt_in_any_of_three_forms(
+    smollm2_path: Path, weather: Path, tmp_path: Path
+) -> None:
+    options = ("run", "-m", smollm2_path, "--json", "--max-tokens", "2", "Hi")
+    plain = json.loads(run(*options).stdout)["usage"]["prompt_tokens"]
+    tool = json.loads(weather.read_text(encoding="utf-8"))
+    for form in (tool, [tool], {"tools": [tool]}, tool["function"]):
+        weather.write_text(json.dumps(form), encoding="utf-8")
+        done = run(*options, "--tool", weather)
+        assert json.loads(done.stdout)["usage"]["prompt_tokens"] > plain + 10
 
 
 # Wrong input.
@@ -155,6 +199,10 @@ def test_ctrl_c_ends_run_with_130_and_no_traceback(smollm2_path: Path) -> None:
         (("run", "--tensor-split", "a,b", "hi"), 2, ["3,1"]),
         (("run", "--threads", "-2", "hi"), 2, ["threads", "-2"]),
         (("run", "--nope", "hi"), 2, ["--nope", "run --help"]),
+        (("run", "--thinking-budget", "0", "hi"), 2, ["at least 1", "--effort none"]),
+        (("run", "--tool", "nowhere.json", "hi"), 2, ["nowhere.json"]),
+        (("run", "--json-schema", "nowhere.json", "hi"), 2, ["nowhere.json"]),
+        (("run", "--json-schema", "x", "--choice", "y", "hi"), 2, ["Use one of them"]),
         (("run", "one", "two"), 2, ["two"]),
         (("chat", "small-4", "-m", "other"), 2, ["small-4", "other"]),
         (("bogus",), 2, ["bogus", "--help"]),

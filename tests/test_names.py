@@ -85,9 +85,11 @@ def test_a_near_miss_names_three_models(name: str, nearest: str) -> None:
     assert len(models) == len({m.model.name for m in models if isinstance(m, CatalogModel)}) == 3
 
 
-def test_the_reserved_name_is_not_a_model_yet() -> None:
-    with pytest.raises(ModelNotFoundError, match="'demo'"):
-        resolve("demo")
+def test_the_demo_model_is_in_the_package() -> None:
+    found = resolve("demo")
+    assert isinstance(found, LocalFiles)
+    assert found.name == "demo"
+    assert found.path.stat().st_size < 5_000_000
 
 
 @pytest.mark.parametrize("quant", ["Q4_K_XS", "latest", "", "Q4_K_M:x"])

@@ -8,7 +8,7 @@ repository at the first broken link, where this must say which shard is missing.
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -311,4 +311,5 @@ def _named_by_path(resolved: LocalFiles, catalog: Catalog) -> LocalModel:
     place = _Place(sets=sets)
     name = parse_file_name(resolved.path.name)
     files = FileSet(name=name, first=resolved.path, paths=resolved.files)
-    return _local_model(files, place, (), catalog)
+    local = _local_model(files, place, (), catalog)
+    return replace(local, name=resolved.name) if resolved.name else local

@@ -18,6 +18,7 @@ from localmistral.models.header import DOWNLOAD_AGAIN, Header, ValueType, read_h
 from localmistral.models.hyperparameters import read_hyperparameters, read_kind
 from localmistral.models.metadata import Metadata
 from localmistral.models.shape import (
+    SAMPLING_KEYS,
     FileKind,
     ModelShape,
     Tensor,
@@ -218,9 +219,16 @@ def _build_shape(
         size_label=metadata.text("general.size_label") or "",
         file_type=file_type if file_type >= 0 else None,
         tokenizer=tokenizer,
+        sampling=_read_sampling(metadata),
         tensors=_build_tensors(headers, is_model),
         **numbers,
     )
+
+
+def _read_sampling(metadata: Metadata) -> tuple[tuple[str, float], ...]:
+    """What the file recommends (llama.cpp's keys `general.sampling.*`), by our names."""
+    found = ((ours, metadata.number(f"general.sampling.{key}")) for key, ours in SAMPLING_KEYS)
+    return tuple((name, value) for name, value in found if value is not None)
 
 
 def _build_tensors(headers: Sequence[Header], is_model: bool) -> tuple[Tensor, ...]:

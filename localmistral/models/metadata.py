@@ -60,6 +60,13 @@ class Metadata:
             self.fail(f"has {key} {value}, not a finite number of at least {minimum:g}")
         return value
 
+    def number(self, key: str) -> float | None:
+        """A number of any type; None where the key is absent or holds something else."""
+        value = self.header.metadata.get(key)
+        if value is None or isinstance(value.content, str | Array):
+            return None
+        return value.content
+
     def flag(self, key: str) -> bool | None:
         value = self._scalar(key, ValueType.BOOL)
         return None if value is None else bool(value)

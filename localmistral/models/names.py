@@ -8,6 +8,7 @@ repository exists isn't checked here.
 import difflib
 import re
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,6 +30,7 @@ _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"({_PART}/{_PART})(?:/tree/main)?/?(?::([A-Za-z0-9][A-Za-z0-9_.-]*))?")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _SHOWN_LENGTH = 120
+DEMO = "demo"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +51,14 @@ class HubRepository:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalFiles:
-    """A model on disk: all its shards in order, absolute paths; `path` (shard 1) is what loads."""
+    """A model on disk: all its shards in order, absolute paths; `path` (shard 1) is what loads.
+
+    `name` is set where it has one that -m takes; else the path is its name.
+    """
 
     path: Path
     files: tuple[Path, ...]
+    name: str = ""
 
 
 Resolved: TypeAlias = CatalogModel | HubRepository | LocalFiles
@@ -67,6 +73,8 @@ def resolve(name: str, catalog: Catalog | None = None) -> Resolved:
     """
     if not name.strip():
         raise UsageError("The model's name is empty.", "See `localmistral models`.")
+    if fold_name(name) == DEMO:
+        return _find_demo()
     hub = _HUB.fullmatch(name.strip())
     if hub:
         return _resolve_hub(name, hub[1])
@@ -78,6 +86,16 @@ def resolve(name: str, catalog: Catalog | None = None) -> Resolved:
         if Path(name).exists():  # a bare file name without .gguf; the catalogue's names go first
             return _resolve_path(name)
         raise
+
+
+def _find_demo() -> LocalFiles:
+    """The toy model in the package: it shows what the program does, and knows next to nothing."""
+    path = Path(str(resources.files("localmistral"))) / "data" / "demo.gguf"
+    if not path.is_file():
+        raise ModelNotFoundError(
+            "The demo model is missing from this installation.", "Install localmistral again."
+        )
+    return LocalFiles(path=path, files=(path,), name=DEMO)
 
 
 def quote_name(text: str) -> str:

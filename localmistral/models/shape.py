@@ -59,6 +59,16 @@ FILE_TYPE_NAMES = {
 }
 
 
+SAMPLING_KEYS = (
+    ("temp", "temperature"),
+    ("top_k", "top_k"),
+    ("top_p", "top_p"),
+    ("min_p", "min_p"),
+    ("penalty_repeat", "repeat_penalty"),
+)
+"""Keys below `general.sampling.` that llama.cpp reads, and our names of them."""
+
+
 class FileKind(StrEnum):
     """What a GGUF file is for; only a MODEL can be run on its own."""
 
@@ -184,7 +194,8 @@ class ModelShape:
     head; for models with latent attention they are those of the compressed cache, and the
     `_mla` pair holds what a head works with. `sliding_window_layers` says which layers slide
     where the file lists them, `sliding_window_period` after how many layers one doesn't.
-    `expert_used_count` is the most that any layer uses.
+    `expert_used_count` is the most that any layer uses. `sampling` are the values the file
+    recommends, unchecked: temperature, top_k and so on.
     """
 
     files: tuple[Path, ...]
@@ -219,6 +230,7 @@ class ModelShape:
     sliding_window_period: int = 0
     sliding_window_layers: tuple[bool, ...] = ()
     tokenizer: Tokenizer
+    sampling: tuple[tuple[str, float], ...]
     tensors: tuple[Tensor, ...]
 
     @property

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from localmistral.answer import ChatResult, ChatStream
+from localmistral.engine.constraints import Choice, JsonSchema, Spec
 from localmistral.errors import UsageError
 from localmistral.session import Chat
-from localmistral.terminal.render import AnswerView, describe_result, print_note
+from localmistral.terminal.render import AnswerView, describe_call, describe_result, print_note
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +37,55 @@ def build_prompt(argument: str | None, files: list[Path]) -> str:
 
 
 def _read_file(path: Path) -> str:
+    return f"{path.name}:\n{_read_text(path)}"
+
+
+def _read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} can't be read: {error.strerror}.") from error
-    return f"{path.name}:\n{_decode(data, str(path))}"
+    return _decode(data, str(path))
+
+
+def read_tools(paths: list[Path]) -> list[Any]:
+    """The tools that JSON files declare: one tool, a list, or an object with `tools`.
+
+    A bare function (name, description, parameters) is taken for a tool.
+    """
+    tools: list[Any] = []
+    for path in paths:
+        found = _read_json(path)
+        if isinstance(found, dict) and isinstance(found.get("tools"), list):
+            found = found["tools"]
+        tools += found if isinstance(found, list) else [found]
+    return [_wrap_function(tool) for tool in tools]
+
+
+def _wrap_function(tool: Any) -> Any:
+    is_bare = isinstance(tool, dict) and "name" in tool and "function" not in tool
+    return {"type": "function", "function": tool} if is_bare else tool
+
+
+def _read_json(path: Path) -> Any:
+    text = _read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}."
+        ) from error
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deeply to be read.") from error
+
+
+def read_output(json_schema: Path | None, choices: list[str]) -> Spec | None:
+    """What the answer has to look like, from the options of `run`."""
+    if json_schema is not None and choices:
+        raise UsageError("--json-schema and --choice were both given.", "Use one of them.")
+    if json_schema is not None:
+        return JsonSchema(schema=_read_json(json_schema))
+    return Choice(options=tuple(choices)) if choices else None
 
 
 def _decode(data: bytes, source: str) -> str:
@@ -92,10 +137,7 @@ def to_json(model: str, result: ChatResult) -> dict[str, Any]:
         "model": model,
         "answer": result.content,
         "reasoning": result.reasoning,
-        "tool_calls": [
-            {"id": call.id, "name": call.name, "arguments": call.arguments}
-            for call in result.tool_calls
-        ],
+        "tool_calls": [{"id": call.id, **describe_call(call)} for call in result.tool_calls],
         "finish_reason": result.finish_reason,
         "usage": {
             "prompt_tokens": result.prompt_tokens,

@@ -5,13 +5,16 @@ Decides nothing and loads nothing.
 """
 
 import contextlib
+import json
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
@@ -23,6 +26,7 @@ from localmistral.errors import LocalMistralError
 from localmistral.units import format_speed
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_THINKING_STYLE = "dim italic"
 _LOAD_DELAY_S = 0.5
 """Loads shorter than this show no bar: it would only flicker."""
 
@@ -49,25 +53,67 @@ def print_note(text: str) -> None:
     error_console().print(Text(make_printable(text), style="dim"))
 
 
-class AnswerView:
-    """Shows one answer as it comes: content on stdout, thinking dim on stderr.
+class ThinkingView:
+    """Thinking as it comes, dim on stderr. `folds` leaves one line of it when it has ended."""
 
-    `show_thinking` None shows it if stderr is a terminal. A pipe gets the answer's bytes as they
-    are; a terminal gets them without control characters and ended by a line break.
+    def __init__(self, console: Console, *, folds: bool) -> None:
+        self._console = console
+        self._live = Live(console=console, transient=True) if folds else None
+        self._text = ""
+        self._started_s: float | None = None
+
+    def add(self, text: str) -> None:
+        shown = make_printable(text)
+        if self._started_s is None:
+            self._started_s = time.monotonic()
+            if self._live is not None:
+                self._live.start()
+        self._text += shown
+        if self._live is None:
+            self._console.print(Text(shown, style=_THINKING_STYLE), end="")
+        else:
+            # What fits on half a screen: a live display can't scroll.
+            lines = self._text.splitlines()[-max(3, self._console.height // 2) :]
+            tail = "\n".join(lines)[-self._console.width * 5 :]
+            self._live.update(Text(tail, style=_THINKING_STYLE))
+
+    def end(self) -> None:
+        """Close the thinking that is open, if any."""
+        if self._started_s is None:
+            return
+        seconds = time.monotonic() - self._started_s
+        self._started_s = None
+        if self._live is None:
+            self._console.print("\n")
+        else:
+            self._live.stop()
+            words = len(self._text.split())
+            self._console.print(Text(f"(thought for {seconds:.1f} s, {words} words)", style="dim"))
+        self._text = ""
+
+
+class AnswerView:
+    """Shows one answer as it comes: content on stdout, thinking on stderr.
+
+    `show_thinking` None shows thinking if stderr is a terminal, and folds it when it has ended.
+    A pipe gets the answer's bytes as they are; a terminal gets them without control characters
+    and ended by a line break.
     """
 
     def __init__(self, *, show_thinking: bool | None = None, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
-        self._console = error_console()
         self._is_terminal = self._out.isatty()
-        self._shows_thinking = self._console.is_terminal if show_thinking is None else show_thinking
-        self._thinking = False
+        console = error_console()
+        shows = console.is_terminal if show_thinking is None else show_thinking
+        folds = show_thinking is None and console.is_terminal
+        self._thinking = ThinkingView(console, folds=folds) if shows else None
         self._at_line_start = True
 
     def show(self, item: ChatItem) -> None:
         """Show one item of a stream; calls are shown whole, by `end`."""
         if isinstance(item, ReasoningDelta):
-            self._show_thinking(item.text)
+            if self._thinking is not None:
+                self._thinking.add(item.text)
         elif isinstance(item, ContentDelta):
             self._end_thinking()
             self._write(item.text)
@@ -81,20 +127,14 @@ class AnswerView:
         if self._is_terminal and not self._at_line_start:
             self._write("\n")
 
-    def _show_thinking(self, text: str) -> None:
-        if self._shows_thinking:
-            self._thinking = True
-            self._console.print(Text(make_printable(text), style="dim italic"), end="")
-
     def _end_thinking(self) -> None:
-        if self._thinking:
-            self._thinking = False
-            self._console.print("\n")
+        if self._thinking is not None:
+            self._thinking.end()
 
     def _show_call(self, call: ToolCallDelta) -> None:
         if not self._at_line_start:
             self._write("\n")
-        self._write(f"{call.name}({call.arguments})\n")
+        self._write(json.dumps(describe_call(call), ensure_ascii=False) + "\n")
 
     def _write(self, text: str) -> None:
         if not text:
@@ -102,6 +142,15 @@ class AnswerView:
         self._at_line_start = text.endswith("\n")
         self._out.write(make_printable(text) if self._is_terminal else text)
         self._out.flush()
+
+
+def describe_call(call: ToolCallDelta) -> dict[str, Any]:
+    """A call as JSON: its arguments as an object, or as they are where the model wrote none."""
+    try:
+        arguments = json.loads(call.arguments)
+    except json.JSONDecodeError:
+        arguments = call.arguments
+    return {"name": call.name, "arguments": arguments}
 
 
 def describe_result(result: ChatResult) -> str:

@@ -1,0 +1,116 @@
+"""The commands: parse, call, render. `main` turns errors into one sentence and an exit code.
+
+Heavy imports stand inside the commands that need them, so that `--help` answers at once.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from localmistral import __version__
+from localmistral.cli.chat import chat
+from localmistral.cli.listing import list_models, models
+from localmistral.cli.options import Debug
+from localmistral.cli.run import run
+from localmistral.errors import LocalMistralError, UsageError
+
+# The parser's own base class: typer names only some of the classes below it.
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="localmistral",
+    help="Run Mistral models, and any other GGUF chat model, on your own machine.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command()(run)
+app.command()(chat)
+app.command()(models)
+app.command(name="list")(list_models)
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    debug: Debug = False,  # noqa: ARG001  (read by `main`)
+) -> None:
+    if version:
+        sys.stdout.write(f"localmistral {__version__}\n")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        from localmistral.terminal.welcome import welcome
+
+        welcome()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program; returns its exit code: 0 ok, 1 a known error, 2 usage, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    _use_utf8()
+    try:
+        code = app(arguments, prog_name="localmistral", standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except _CommandLineError as error:
+        return _report(_translate(error), arguments)
+    except BrokenPipeError:
+        _abandon_stdout()
+        return 0
+    except LocalMistralError as error:
+        return _report(error, arguments)
+    except Exception as error:  # noqa: BLE001  (a person gets a sentence even for our own mistakes)
+        return _report(_admit(error), arguments)
+    return code if isinstance(code, int) else 0
+
+
+def _translate(error: Exception) -> UsageError:
+    """What the parser of the command line objects to, in our own form."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "localmistral"
+    message = str(getattr(error, "format_message", error.__str__)())
+    return UsageError(message, f"See {command} --help")
+
+
+def _admit(error: Exception) -> LocalMistralError:
+    admitted = LocalMistralError(
+        f"localmistral met an unexpected {type(error).__name__}: {error}.",
+        "This is a defect of the program; run the same again with --debug for the details.",
+    )
+    admitted.__cause__ = error
+    return admitted
+
+
+def _report(error: LocalMistralError, arguments: list[str]) -> int:
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--debug" in options:
+        import traceback
+
+        traceback.print_exception(error)
+    else:
+        from localmistral.terminal.render import print_error
+
+        print_error(error)
+    return EXIT_USAGE if isinstance(error, UsageError) else EXIT_ERROR
+
+
+def _use_utf8() -> None:
+    """Text is UTF-8 and lines end in one byte, whatever the system's habit."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8", errors="replace", newline="\n")
+
+
+def _abandon_stdout() -> None:
+    """Nobody reads any more: keep the interpreter's last flush from complaining."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
