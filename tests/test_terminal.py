@@ -72,7 +72,7 @@ class Terminal:
         self.child.send(key)
         self.child.expect(pexpect.EOF, timeout=60)
         self.child.close()
-        return self.child.exitstatus
+        return None if self.child.exitstatus is None else int(self.child.exitstatus)
 
 
 @pytest.fixture

@@ -50,8 +50,12 @@ class CpuTimes:
 
 def read_cpu_times() -> CpuTimes:
     everyone = psutil.cpu_times()
-    own = psutil.Process().cpu_times()
-    return CpuTimes(time.monotonic(), everyone.user + everyone.system, own.user + own.system)
+    busy = everyone.user + everyone.system
+    process = psutil.Process()
+    if hasattr(everyone, "nice") and int(process.nice()) > 0:
+        busy += everyone.nice  # this one is of low priority itself, so the others count
+    own = process.cpu_times()
+    return CpuTimes(time.monotonic(), busy, own.user + own.system)
 
 
 class ThreadCount:
