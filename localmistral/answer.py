@@ -4,6 +4,7 @@ Knows nothing of prompts, templates or rendering.
 """
 
 import dataclasses
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -26,7 +27,8 @@ class ChatResult:
     """The whole answer and what it took. Times in seconds, speeds in tokens per second.
 
     `time_to_first_token_s` counts from the request, waiting included; `decode_s` from the first
-    token to the last. `cached_tokens` of the prompt were not computed again.
+    token to the last, `reasoning_s` of it was thinking. `cached_tokens` of the prompt were not
+    computed again.
     """
 
     content: str
@@ -38,6 +40,7 @@ class ChatResult:
     cached_tokens: int
     completion_tokens: int
     reasoning_tokens: int
+    reasoning_s: float
     time_to_first_token_s: float
     prefill_s: float
     decode_s: float
@@ -125,15 +128,24 @@ class Assembly:
         self._reasoning: list[str] = []
         self._calls: dict[int, ToolCallDelta] = {}
         self._reasoning_tokens = 0
+        self._reasoning_s = 0.0
         self._is_reasoning = False
+        self._last_s: float | None = None
 
     def read(self, event: TokenEvent) -> list[Delta]:
         shown = event.text if not event.control or event.text in _KEPT_MARKUP else ""
         deltas = self._parser.feed(-1 if event.token is None else event.token, shown)
         self._note(deltas)
-        if event.token is not None and self._is_reasoning:
-            self._reasoning_tokens += 1
+        if event.token is not None:
+            self._count(time.monotonic())
         return deltas
+
+    def _count(self, now_s: float) -> None:
+        """A token belongs to the thinking if the last delta did; so does the wait for it."""
+        if self._is_reasoning:
+            self._reasoning_tokens += 1
+            self._reasoning_s += 0.0 if self._last_s is None else now_s - self._last_s
+        self._last_s = now_s
 
     def finish(self) -> list[Delta]:
         deltas = self._parser.finish()
@@ -170,6 +182,7 @@ class Assembly:
             cached_tokens=result.cached_tokens,
             completion_tokens=result.completion_tokens,
             reasoning_tokens=self._reasoning_tokens,
+            reasoning_s=self._reasoning_s,
             time_to_first_token_s=result.queue_s + result.prefill_s,
             prefill_s=result.prefill_s,
             decode_s=result.decode_s,

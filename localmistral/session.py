@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from localmistral.answer import Assembly, ChatStream
+from localmistral.chatformat.call_grammar import write_call_grammar
 from localmistral.chatformat.effort import parse_effort, thinks
+from localmistral.chatformat.families import CONTROL_NAMES
 from localmistral.chatformat.formats import make_format
 from localmistral.chatformat.messages import Message, Tool, parse_messages, parse_tools
 from localmistral.chatformat.rendering import PromptTokens
 from localmistral.chatformat.segments import Segment
 from localmistral.engine import Constraint, Engine, EngineSettings, Request, Sampling
-from localmistral.engine.constraints import ConstraintCompiler, Spec, Thinking
+from localmistral.engine.constraints import ConstraintCompiler, Lark, Spec, Thinking
+from localmistral.engine.schema_check import check_schema
 from localmistral.engine.thinking import ThinkingBudget
 from localmistral.errors import BadRequestError, ModelNotFoundError
 from localmistral.models.cache import LocalModel, find_local
@@ -167,6 +170,7 @@ class Chat:
         stop: Sequence[str] = (),
         sampling: Mapping[str, Any] | None = None,
         output: Spec | None = None,
+        tool_choice: str = "auto",
         thinking_budget: int | None = None,
         cache_prompt: bool = True,
         continue_final_message: bool = False,
@@ -174,11 +178,14 @@ class Chat:
         """Start an answer to `messages` (OpenAI's form, or parsed ones).
 
         `sampling` names the fields of `Sampling` to set; the others keep the model's defaults.
-        `output` is what the answer (not the thinking before it) has to look like.
+        `output` is what the answer (not the thinking before it) has to look like. `tool_choice`
+        is auto, none, required (at least one call), or the name of the tool to call.
         `thinking_budget` in tokens takes the place of the effort's own.
         Errors: BadRequestError, ContextOverflowError, BusyError; later ones come while iterating.
         """
-        declared = _parse_tools(tools)
+        declared = _parse_tools(tools) if tool_choice != "none" else ()
+        if tool_choice not in ("auto", "none"):
+            output = self._force_call(declared, tool_choice, output)
         segments = self.render(
             messages,
             tools=declared,
@@ -197,6 +204,28 @@ class Chat:
         )
         parser = self.format.make_parser(tools=bool(declared), in_thinking=is_open)
         return ChatStream(self.engine.submit(request), Assembly(parser))
+
+    def _force_call(self, tools: Sequence[Tool], tool_choice: str, output: Spec | None) -> Spec:
+        """The grammar that leaves only calls of the tools that may be called."""
+        allowed = [tool for tool in tools if tool_choice in ("required", tool.name)]
+        if not allowed:
+            names = ", ".join(tool.name for tool in tools) or "none"
+            raise BadRequestError(
+                f"tool_choice {tool_choice[:64]!r} asks for a call, but the tools are: {names}.",
+                "Declare the tool, or use auto.",
+                param="tool_choice",
+            )
+        if output is not None:
+            raise BadRequestError(
+                f"tool_choice {tool_choice[:64]!r} leaves no room for an answer of another form.",
+                "Use one of the two.",
+                param="tool_choice",
+            )
+        for tool in allowed:
+            check_schema(tool.parameters, f"tools.{tool.name}.parameters")
+        several = tool_choice == "required"
+        grammar = write_call_grammar(self._tokens.control, allowed, several=several)
+        return Lark(grammar=grammar, lenient=True)
 
     def _thinks(self, effort: str | None) -> bool:
         return thinks(effort or self.format.default_effort)
@@ -336,11 +365,12 @@ def _find_thinking_tags(vocabulary: Vocabulary) -> tuple[int, int] | None:
 
 
 def _find_control_tokens(engine: Engine, vocabulary: Vocabulary) -> dict[str, int]:
-    """Control tokens by text: those of the file, and those llama.cpp takes for such by name."""
+    """Control tokens by text: the file's, those llama.cpp takes for such, and Mistral's names."""
     return {
         text: number
         for number, (text, kind) in enumerate(zip(vocabulary.texts, vocabulary.types, strict=True))
         if kind in (TokenType.CONTROL, TokenType.UNKNOWN)
+        or text in CONTROL_NAMES
         or (text[:1] in _MARKUP_STARTS and engine.tokenizer.is_control(number))
     }
 

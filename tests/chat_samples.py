@@ -13,6 +13,7 @@ import jinja2
 from jinja2.ext import loopcontrols
 
 from localmistral.chatformat.dialect import forms, lay_out_tools
+from localmistral.chatformat.families import FAMILIES
 from localmistral.chatformat.messages import Message, Tool, ToolCall
 from localmistral.chatformat.template import CHATML, ChatTemplate
 
@@ -27,6 +28,7 @@ SMOLLM = (
 )
 SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
 SOURCES |= {"chatml": CHATML, "smollm": SMOLLM}
+SOURCES |= {f"mistral_{name}": family.source for name, family in FAMILIES.items()}
 REAL_STYLES = tuple(name for name in SOURCES if name != "mangled")
 
 _CONTROL = """

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localmistral.chatformat.messages import Message, parse_messages, parse_tools
+from localmistral.chatformat.messages import (
+    Message,
+    Part,
+    parse_messages,
+    parse_tools,
+    without_empty_answers,
+)
 from localmistral.errors import BadRequestError
 
 HI = {"role": "user", "content": "hi"}
@@ -124,8 +131,6 @@ def test_developer_is_system_and_unknown_fields_are_ignored() -> None:
                 {"type": "text", "text": "so"},
             ]
         },
-        {"content": "<think>\nwhy\n</think>\n\nso"},
-        {"content": "\n[THINK]why[/THINK]so"},
     ],
 )
 def test_thinking_is_taken_in_every_dialect(fields: dict[str, Any]) -> None:
@@ -133,14 +138,30 @@ def test_thinking_is_taken_in_every_dialect(fields: dict[str, Any]) -> None:
     assert message == Message(role="assistant", content="so", reasoning="why")
 
 
-@pytest.mark.parametrize("text", ["<think>open", "so <think>why</think>", "why</think>so"])
-def test_text_that_is_no_echoed_thinking_stays_content(text: str) -> None:
-    assert parse_messages([{"role": "assistant", "content": text}])[0].content == text
+@pytest.mark.parametrize("role", ["user", "system", "assistant"])
+def test_thinking_tags_within_a_text_stay_text(role: str) -> None:
+    for content in ("<think>a</think>b", "[THINK]a[/THINK]b"):
+        (message,) = parse_messages([{"role": role, "content": content}])
+        assert (message.content, message.reasoning) == (content, "")
 
 
-def test_a_users_thinking_tags_stay_text() -> None:
-    (message,) = parse_messages([HI | {"content": "<think>a</think>b"}])
-    assert (message.content, message.reasoning) == ("<think>a</think>b", "")
+def test_parts_keep_their_order_until_the_text_is_replaced() -> None:
+    listed = [
+        {"type": "text", "text": "a"},
+        {"type": "thinking", "thinking": "b", "closed": False},
+        {"type": "text", "text": "c"},
+    ]
+    (message,) = parse_messages([{"role": "assistant", "content": listed}])
+    assert (message.content, message.reasoning) == ("ac", "b")
+    thinking = Part(text="b", thinking=True, closed=False)
+    assert message.parts == (Part(text="a"), thinking, Part(text="c"))
+    assert replace(message, content="d").parts == (Part(text="b", thinking=True), Part(text="d"))
+
+
+def test_a_system_message_may_hold_thinking() -> None:
+    content = [{"type": "thinking", "thinking": "so"}, {"type": "text", "text": "x"}]
+    (message,) = parse_messages([{"role": "system", "content": content}])
+    assert message.parts == (Part(text="so", thinking=True), Part(text="x"))
 
 
 @pytest.mark.parametrize("arguments", ['{"a": [1, "ü"]}', {"a": [1, "ü"]}])
@@ -170,6 +191,25 @@ def test_results_find_their_calls_in_any_order_and_without_ids() -> None:
 @pytest.mark.parametrize("empty", [{}, {"content": None}, {"content": ""}, {"content": []}])
 def test_an_empty_assistant_message_is_dropped(empty: dict[str, Any]) -> None:
     assert parse_messages([HI, {"role": "assistant", **empty}, HI]) == parse_messages([HI, HI])
+    last = parse_messages([HI, {"role": "assistant", **empty}])  # it may be to be continued
+    assert without_empty_answers(last) == parse_messages([HI])
+
+
+def test_calls_of_neighbouring_messages_are_all_open() -> None:
+    raw = [calling(call(id="one")), calling(call(id=None)), {"role": "tool", "tool_call_id": "one"}]
+    parsed = parse_messages([*raw, {"role": "tool"}])
+    assert [message.tool_call_id for message in parsed[2:]] == ["one", "call00001"]
+    with pytest.raises(BadRequestError) as caught:
+        parse_messages([calling(call(id="one")), calling(call(id="one"))])
+    assert caught.value.param == "messages[1].tool_calls[0].id"
+
+
+def test_a_system_message_leaves_calls_open_and_a_user_closes_them() -> None:
+    between = {"role": "system", "content": "Note."}
+    assert len(parse_messages([calling(call()), between, {"role": "tool"}])) == 3
+    with pytest.raises(BadRequestError) as caught:
+        parse_messages([calling(call()), HI, {"role": "tool"}])
+    assert caught.value.param == "messages[2]"
 
 
 def test_halves_of_surrogate_pairs_are_joined_or_replaced() -> None:
@@ -216,7 +256,7 @@ def tool(**function: Any) -> list[dict[str, Any]]:
 def test_a_tool_needs_only_its_name() -> None:
     (parsed,) = parse_tools(tool(parameters=None, description=None, more=5))
     assert (parsed.name, parsed.description, parsed.strict) == ("f", "", False)
-    assert parsed.parameters == {"type": "object", "properties": {}}
+    assert parsed.parameters == {}
     assert parse_tools(None) == parse_tools([]) == ()
 
 

@@ -24,7 +24,7 @@ from chat_samples import (
     user,
 )
 
-from localmistral.chatformat.messages import Message, parse_messages
+from localmistral.chatformat.messages import Message, Part, parse_messages
 from localmistral.chatformat.segments import Segment
 from localmistral.chatformat.template import CHATML, ChatTemplate, ends_in_thinking
 from localmistral.errors import BadRequestError, TemplateError
@@ -63,7 +63,7 @@ def test_everything_said_is_in_the_prompt(name: str) -> None:
     )
     text = joined(template(name).render(messages, tools=(WEATHER,)))
     wanted = ["sys", "user", "more", "result", "answer", "last"]
-    if name not in ("headers", "instructions", "mistral_v3"):  # no text beside calls in these
+    if name not in ("headers", "instructions", "mistral_v3-tekken"):  # no text beside their calls
         wanted.append("said")
     for word in wanted:
         assert f"{word}-words" in text
@@ -84,7 +84,7 @@ def test_what_a_template_understands_is_found_out() -> None:
     assert {name for name, dialect in found.items() if not dialect.results} == {"turns"}
     keys = {name: dialect.reasoning_key for name, dialect in found.items() if dialect.reasoning_key}
     assert keys == {
-        "mistral_v13_thinking": "reasoning_content",
+        "mistral_v13-reasoning": "reasoning_content",
         "mistral_v15": "reasoning_content",
         "thinking": "reasoning_content",
         "typed": "thinking",
@@ -166,6 +166,31 @@ def test_blanks_before_the_continuation_are_kept_unless_the_template_trims(
     made = ChatTemplate(source, control_tokens=CONTROL)
     segments = made.render((user("q"), assistant("so  ")), continue_final_message=True)
     assert segments[-1].text == "assistant\n" + kept
+
+
+@pytest.mark.parametrize("text", ["<think>\nwhy\n</think>\n\nso", "\n[THINK]why[/THINK]so"])
+def test_thinking_echoed_within_a_text_is_taken_apart(text: str) -> None:
+    made = template("thinking")
+    apart = made.render((user("q"), assistant("so", reasoning="why"), user("r")))
+    assert made.render((user("q"), assistant(text), user("r"))) == apart
+
+
+@pytest.mark.parametrize("text", ["<think>open", "so <think>why</think>", "why</think>so"])
+def test_text_that_is_no_echoed_thinking_stays_text(text: str) -> None:
+    assert text in joined(template("chatml").render((user("q"), assistant(text), user("r"))))
+
+
+def test_thinking_in_a_system_message_is_refused() -> None:
+    listed = (Part(text="why", thinking=True),)
+    message = Message(role="system", reasoning="why", listed=listed)
+    with pytest.raises(BadRequestError, match="thinking"):
+        template("chatml").render((message, user("q")))
+
+
+def test_an_empty_message_to_be_continued_begins_an_answer() -> None:
+    made = template("chatml")
+    continued = made.render((user("q"), assistant("")), continue_final_message=True)
+    assert continued == made.render((user("q"),))
 
 
 def test_thinking_alone_can_be_continued() -> None:

@@ -146,7 +146,7 @@ class Screen(io.StringIO):
 
 RESULT = ChatResult(
     content="", reasoning="", tool_calls=(), finish_reason="stop", stop_text=None,
-    prompt_tokens=1, cached_tokens=0, completion_tokens=1, reasoning_tokens=0,
+    prompt_tokens=1, cached_tokens=0, completion_tokens=1, reasoning_tokens=0, reasoning_s=0,
     time_to_first_token_s=0, prefill_s=0, decode_s=0, seed=1,
 )  # fmt: skip
 

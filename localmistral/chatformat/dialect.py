@@ -21,6 +21,7 @@ Hide = Callable[[Any], Any]
 Render = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], str]
 
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 _NEEDLE, _ARGUMENT = "qzneedlezq", "qzargumentzq"
 _TOOLS_INTRODUCTION = (
     "You can call these functions, described in JSON, one a line:\n<tools>\n{tools}\n</tools>\n"
@@ -89,7 +90,7 @@ def lay_out_tools(tools: Iterable[Tool], hide: Hide) -> list[dict[str, Any]]:
             "function": {
                 "name": hide(tool.name),
                 "description": hide(tool.description),
-                "parameters": hide(tool.parameters),
+                "parameters": hide(tool.parameters or _NO_PARAMETERS),
             },
         }
         for tool in tools

@@ -6,7 +6,7 @@ Accepts the dialects in which clients send thinking back, and names the place of
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_DEPTH = 100  # of nested objects and lists in tool schemas and arguments
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+_REASONING_FIELDS = ("reasoning_content", "reasoning")
 _IMAGE_PARTS = frozenset({"image", "image_url", "input_image"})
-_THINKING_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,26 +34,53 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A piece of a message's content. `closed` false: thinking that was never ended."""
+
+    text: str
+    thinking: bool = False
+    closed: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One message. `role` is system, user, assistant or tool (developer has become system)."""
+    """One message. `role` is system, user, assistant or tool (developer has become system).
+
+    `content` and `reasoning` are all its text and all its thinking; `listed` keeps the parts in
+    their order where a client sent a list, for formats to which that makes a difference.
+    """
 
     role: str
     content: str = ""
     reasoning: str = ""
+    listed: tuple[Part, ...] = field(default=(), compare=False)
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""
     name: str = ""
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What was said, in order: `listed` unless `content` or `reasoning` was replaced since."""
+        text = "".join(part.text for part in self.listed if not part.thinking)
+        thinking = "".join(part.text for part in self.listed if part.thinking)
+        if self.listed and (text, thinking) == (self.content, self.reasoning):
+            return self.listed
+        thought = (Part(text=self.reasoning, thinking=True),) if self.reasoning else ()
+        return (*thought, Part(text=self.content)) if self.content else thought
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no text, no thinking (not even an empty thinking part) and no calls."""
+        return not (self.tool_calls or any(part.text or part.thinking for part in self.parts))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A function the assistant may call; `parameters` is its JSON schema."""
+    """A function the assistant may call; `parameters` is its JSON schema, empty if none came."""
 
     name: str
     description: str = ""
-    parameters: Mapping[str, Any] = field(
-        default_factory=lambda: {"type": "object", "properties": {}}
-    )
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = False
 
 
@@ -61,7 +88,8 @@ def parse_messages(raw: object) -> tuple[Message, ...]:
     """Check a `messages` field. Errors: BadRequestError whose `param` names the place.
 
     Unknown fields are ignored, null equals absent, halves of surrogate pairs become U+FFFD, and
-    an assistant message without text, thinking and calls is dropped.
+    an assistant message without text, thinking and calls is dropped unless it is the last (which
+    may be there to be continued).
     """
     if not isinstance(raw, list | tuple):
         raise _wrong("messages", f"must be a list of messages, not {_kind(raw)}")
@@ -71,15 +99,31 @@ def parse_messages(raw: object) -> tuple[Message, ...]:
     open_calls: list[str] = []
     for i, item in enumerate(raw):
         message = _parse_message(item, f"messages[{i}]", open_calls)
+        if message.role == "assistant" and message.is_empty and i < len(raw) - 1:
+            continue
         if message.role == "assistant":
-            open_calls = [call.id for call in message.tool_calls]
-        elif message.role != "tool":
-            open_calls = []
-        if message.role != "assistant" or _says_something(message):
-            messages.append(message)
-    if not messages:
+            _open(message, messages, open_calls, f"messages[{i}].tool_calls")
+        elif message.role == "user":
+            open_calls.clear()
+        messages.append(message)
+    if all(message.role == "assistant" and message.is_empty for message in messages):
         raise _wrong("messages", "holds only empty assistant messages")
     return tuple(messages)
+
+
+def without_empty_answers(messages: Iterable[Message]) -> tuple[Message, ...]:
+    """The conversation without assistant messages that say nothing."""
+    return tuple(m for m in messages if m.role != "assistant" or not m.is_empty)
+
+
+def _open(message: Message, before: list[Message], open_calls: list[str], param: str) -> None:
+    """Note the calls of an assistant message; one that follows another adds to its calls."""
+    if not (before and before[-1].role == "assistant"):
+        open_calls.clear()
+    for i, call in enumerate(message.tool_calls):
+        if call.id in open_calls:
+            raise _wrong(f"{param}[{i}].id", f'repeats the id "{call.id[:60]}"')
+        open_calls.append(call.id)
 
 
 def parse_tools(raw: object) -> tuple[Tool, ...]:
@@ -95,10 +139,6 @@ def parse_tools(raw: object) -> tuple[Tool, ...]:
             raise _wrong(f"tools[{i}].function.name", f'repeats the name "{tool.name}"')
         seen.add(tool.name)
     return tools
-
-
-def _says_something(message: Message) -> bool:
-    return bool(message.content or message.reasoning or message.tool_calls)
 
 
 def _wrong(param: str, what: str, hint: str = "") -> BadRequestError:
@@ -120,7 +160,7 @@ def _kind(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """The same text, with halves of surrogate pairs joined where both are there, else U+FFFD."""
     if text.isascii():
         return text
@@ -130,7 +170,7 @@ def _encodable(text: str) -> str:
 def _string(value: object, param: str) -> str:
     if not isinstance(value, str):
         raise _wrong(param, f"must be a string, not {_kind(value)}")
-    return _encodable(value)
+    return encodable(value)
 
 
 def _optional_string(item: Mapping[str, Any], key: str, param: str) -> str:
@@ -153,16 +193,26 @@ def _parse_message(raw: object, param: str, open_calls: list[str]) -> Message:
         shown = json.dumps(role)[:60] if isinstance(role, str) else _kind(role)
         raise _wrong(f"{param}.role", f"is {shown}; it must be one of {', '.join(ROLES)}")
     if role == "assistant":
-        return _parse_assistant(item, param)
-    content, _ = _parse_content(item.get("content"), f"{param}.content", role)
+        return _parse_assistant(item, param, len(open_calls))
+    role = "system" if role == "developer" else role
+    parts = _parse_content(item.get("content"), f"{param}.content", role)
     name = _optional_string(item, "name", param)
+    answered = ""
     if role == "tool":
         if name and not _NAME.fullmatch(name):
             raise _bad_name(f"{param}.name", name)
-        return Message(
-            role=role, content=content, name=name, tool_call_id=_answered(item, param, open_calls)
-        )
-    return Message(role="system" if role == "developer" else role, content=content, name=name)
+        answered = _answered(item, param, open_calls)
+    return _message(role, parts, name=name, tool_call_id=answered)
+
+
+def _message(role: str, parts: tuple[Part, ...], **more: Any) -> Message:
+    return Message(
+        role=role,
+        content="".join(part.text for part in parts if not part.thinking),
+        reasoning="".join(part.text for part in parts if part.thinking),
+        listed=parts,
+        **more,
+    )
 
 
 def _answered(item: Mapping[str, Any], param: str, open_calls: list[str]) -> str:
@@ -178,67 +228,50 @@ def _answered(item: Mapping[str, Any], param: str, open_calls: list[str]) -> str
     return answered
 
 
-def _parse_assistant(item: Mapping[str, Any], param: str) -> Message:
-    content, thinking = _parse_content(item.get("content"), f"{param}.content", "assistant")
-    for key in ("reasoning_content", "reasoning"):
-        thinking = thinking or _optional_string(item, key, param)
-    if not thinking:
-        thinking, content = _split_thinking(content)
-    return Message(
-        role="assistant",
-        content=content,
-        reasoning=thinking,
-        tool_calls=_parse_calls(item.get("tool_calls"), f"{param}.tool_calls"),
-        name=_optional_string(item, "name", param),
-    )
+def _parse_assistant(item: Mapping[str, Any], param: str, open_calls: int) -> Message:
+    parts = _parse_content(item.get("content"), f"{param}.content", "assistant")
+    fields = [_optional_string(item, key, param) for key in _REASONING_FIELDS]
+    given = [key for key in _REASONING_FIELDS if item.get(key) is not None]
+    if given and not any(part.thinking for part in parts):
+        thought = next(filter(None, fields), "")
+        parts = (Part(text=thought, thinking=True), *parts)
+    calls = _parse_calls(item.get("tool_calls"), f"{param}.tool_calls", open_calls)
+    name = _optional_string(item, "name", param)
+    return _message("assistant", parts, tool_calls=calls, name=name)
 
 
-def _split_thinking(content: str) -> tuple[str, str]:
-    """Thinking and answer of a text that a client echoes as the model wrote it."""
-    start = content.lstrip()
-    for opening, closing in _THINKING_TAGS:
-        if start.startswith(opening) and closing in start:
-            thinking, _, answer = start.removeprefix(opening).partition(closing)
-            return thinking.strip(), answer.lstrip()
-    return "", content
-
-
-def _parse_content(raw: object, param: str, role: str) -> tuple[str, str]:
-    """Text and thinking of a content field."""
+def _parse_content(raw: object, param: str, role: str) -> tuple[Part, ...]:
+    """The parts of a content field; plain text is one part, and no part if it is empty."""
     if isinstance(raw, str):
-        return _encodable(raw), ""
+        return (Part(text=encodable(raw)),) if raw else ()
     if raw is None:
         if role in ("assistant", "tool"):
-            return "", ""
+            return ()
         raise _wrong(param, "is missing")
     if not isinstance(raw, list | tuple):
         raise _wrong(param, f"must be a string or a list of parts, not {_kind(raw)}")
-    texts: list[str] = []
-    thoughts: list[str] = []
-    for i, part in enumerate(raw):
-        _parse_part(part, f"{param}[{i}]", role, texts, thoughts)
-    return "".join(texts), "".join(thoughts)
+    return tuple(_parse_part(part, f"{param}[{i}]", role) for i, part in enumerate(raw))
 
 
-def _parse_part(raw: object, param: str, role: str, texts: list[str], thoughts: list[str]) -> None:
+def _parse_part(raw: object, param: str, role: str) -> Part:
     part = _object(raw, param)
     kind = part.get("type")
     if isinstance(kind, str) and kind in _TEXT_PARTS:
-        texts.append(_string(part.get("text"), f"{param}.text"))
-    elif kind == "refusal" and role == "assistant":
-        texts.append(_string(part.get("refusal"), f"{param}.refusal"))
-    elif kind == "thinking" and role == "assistant":
-        thoughts.append(_parse_thinking(part.get("thinking"), f"{param}.thinking"))
-    elif isinstance(kind, str) and kind in _IMAGE_PARTS:
+        return Part(text=_string(part.get("text"), f"{param}.text"))
+    if kind == "refusal" and role == "assistant":
+        return Part(text=_string(part.get("refusal"), f"{param}.refusal"))
+    if kind == "thinking" and role in ("assistant", "system"):
+        text = _parse_thinking(part.get("thinking"), f"{param}.thinking")
+        return Part(text=text, thinking=True, closed=part.get("closed") is not False)
+    if isinstance(kind, str) and kind in _IMAGE_PARTS:
         raise _wrong(param, "is an image, which this model can't read", "Send text only.")
-    else:
-        shown = json.dumps(kind)[:60] if isinstance(kind, str) else _kind(kind)
-        raise _wrong(f"{param}.type", f"is {shown}, which {role} content can't hold")
+    shown = json.dumps(kind)[:60] if isinstance(kind, str) else _kind(kind)
+    raise _wrong(f"{param}.type", f"is {shown}, which {role} content can't hold")
 
 
 def _parse_thinking(raw: object, param: str) -> str:
     if isinstance(raw, str):
-        return _encodable(raw)
+        return encodable(raw)
     if not isinstance(raw, list | tuple):
         raise _wrong(param, f"must be a string or a list of parts, not {_kind(raw)}")
     texts: list[str] = []
@@ -250,12 +283,13 @@ def _parse_thinking(raw: object, param: str) -> str:
     return "".join(texts)
 
 
-def _parse_calls(raw: object, param: str) -> tuple[ToolCall, ...]:
+def _parse_calls(raw: object, param: str, open_calls: int) -> tuple[ToolCall, ...]:
+    """The calls of a message; those without an id are numbered after the calls still open."""
     if raw is None:
         return ()
     if not isinstance(raw, list | tuple):
         raise _wrong(param, f"must be a list of calls, not {_kind(raw)}")
-    calls = tuple(_parse_call(item, f"{param}[{i}]", i) for i, item in enumerate(raw))
+    calls = tuple(_parse_call(item, f"{param}[{i}]", open_calls + i) for i, item in enumerate(raw))
     for i, call in enumerate(calls):
         if any(call.id == other.id for other in calls[:i]):
             raise _wrong(f"{param}[{i}].id", f'repeats the id "{call.id[:60]}"')
@@ -314,7 +348,7 @@ def plain_json(value: object, param: str, depth: int = 0) -> Any:
     if depth > MAX_DEPTH:
         raise _wrong(param, f"is nested more than {MAX_DEPTH} deep")
     if isinstance(value, str):
-        return _encodable(value)
+        return encodable(value)
     if isinstance(value, float) and not float("-inf") < value < float("inf"):
         raise _wrong(param, f"holds {value}, which is no JSON number")
     if value is None or isinstance(value, bool | int | float):

@@ -213,13 +213,20 @@ def _safe_length(text: str, tag: str) -> int:
 
 
 def _parse_call(body: str) -> tuple[str, str] | None:
-    """Name and arguments of a call's JSON; None if it isn't one."""
+    """Name and arguments of a call's JSON text; None if it isn't one."""
     try:
-        call = json.loads(body, parse_constant=_refuse_constant)
-        if not isinstance(call, dict):
-            return None
-        name = call.get("name")
-        arguments = call.get("arguments", call.get("parameters", {}))
+        return read_call(json.loads(body, parse_constant=_refuse_constant))
+    except (ValueError, RecursionError):
+        return None
+
+
+def read_call(call: Any) -> tuple[str, str] | None:
+    """Name and arguments (as JSON text) of a call's JSON value; None if it isn't one."""
+    if not isinstance(call, dict):
+        return None
+    name = call.get("name")
+    arguments = call.get("arguments", call.get("parameters", {}))
+    try:
         if isinstance(arguments, str):
             arguments = json.loads(arguments or "{}", parse_constant=_refuse_constant)
         if not isinstance(name, str) or not name or not isinstance(arguments, dict):

@@ -88,7 +88,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self, *, clock: Callable[[], datetime], ascii_kept: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], datetime],
+        ascii_kept: Callable[[str], bool],
+        refuses: bool = True,
+    ) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -98,6 +104,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._here = threading.local()
         self._clock = clock
         self._ascii_kept = ascii_kept
+        self._refuses = refuses
         self._restrict()
 
     def _restrict(self) -> None:
@@ -325,8 +332,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             c if c < "\x7f" or self._ascii_kept(c) else json.dumps(c)[1:-1] for c in text
         )
 
-    def _refuse(self, message: Any) -> None:
-        raise Refusal(self.text_of(message))
+    def _refuse(self, message: Any) -> str:
+        if self._refuses:
+            raise Refusal(self.text_of(message))
+        return ""
 
     def _strftime_now(self, pattern: Any) -> str:
         pattern = self.text_of(pattern)

@@ -51,13 +51,13 @@ class SpecialTexts:
 
     `control`: tokens of the GGUF types CONTROL and UNKNOWN, which a tokenizer yields only when it
     parses special tokens. `user_defined`: of the type USER_DEFINED, which it always matches; only
-    those that look like markup (`<tool_call>`) are kept from the outside.
+    those that look like markup (`<tool_call>`) are kept from the outside. A text may be in both:
+    then it is used as a control token, and matched like a user-defined one.
     """
 
     def __init__(self, control: Iterable[str], user_defined: Iterable[str] = ()) -> None:
         self.control = frozenset(filter(None, control))
-        markup = (text for text in user_defined if _looks_like_markup(text))
-        self.markup = frozenset(markup) - self.control
+        self.markup = frozenset(text for text in user_defined if _looks_like_markup(text))
         names = self.control | self.markup
         self.edges = frozenset(c for text in names for c in text if _is_edge(c))
         parts = (text for text in names if not self.edges.isdisjoint(text))
@@ -131,6 +131,7 @@ class Disguise:
         self._free = (c for block in _PRIVATE for c in map(chr, block) if c not in taken)
         self._original: dict[int, str] = {}
         self._by_word_start: dict[str, str] = {}
+        self._seam = ""
         self._edges = {ord(c): self._stand_in(c) for c in sorted(special.edges)}
 
     def _stand_in(self, original: str) -> str:
@@ -143,6 +144,11 @@ class Disguise:
     def marker(self) -> str:
         """A character that occurs nowhere in the prompt, and vanishes from it at the end."""
         return self._stand_in("")
+
+    def seam(self) -> str:
+        """A character that vanishes too, but leaves the texts around it in separate segments."""
+        self._seam = self._seam or self._stand_in("")
+        return self._seam
 
     def covers(self, c: str) -> bool:
         """Whether `c` is a stand-in."""
@@ -185,7 +191,12 @@ class Disguise:
         return tuple(segments)
 
     def _plain(self, text: str) -> Iterator[Segment]:
-        """Text without control tokens, cut inside every markup token that came from outside."""
+        """Text without control tokens, cut at seams."""
+        for piece in text.split(self._seam) if self._seam else (text,):
+            yield from self._without_markup(piece)
+
+    def _without_markup(self, text: str) -> Iterator[Segment]:
+        """A text cut inside every markup token that came from outside."""
         restored = self.restore(text)
         begin = search = 0
         while (span := self._special.markup_span(restored, search)) is not None:

@@ -5,7 +5,6 @@ is bounded (see `sandbox`), and what it can't express is said another way (see `
 Knows nothing of tokenizers beyond the names of special tokens, and nothing of a model's output.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -14,11 +13,11 @@ from typing import Any
 
 from localmistral.chatformat.dialect import Dialect, forms, lay_out_tools, probe
 from localmistral.chatformat.effort import thinks
-from localmistral.chatformat.messages import Message, Tool, plain_json
-from localmistral.chatformat.metering import HINT, MAX_CHARS, TRIAL_CHARS, TRIAL_STEPS, Meter
-from localmistral.chatformat.sandbox import Refusal, Sandbox
-from localmistral.chatformat.segments import Disguise, Segment, SpecialTexts, texts_in
-from localmistral.errors import BadRequestError, TemplateError
+from localmistral.chatformat.messages import Message, Tool, plain_json, without_empty_answers
+from localmistral.chatformat.metering import MAX_CHARS, TRIAL_CHARS, TRIAL_STEPS, Meter
+from localmistral.chatformat.rendering import Renderer
+from localmistral.chatformat.segments import Segment, SpecialTexts, texts_in
+from localmistral.errors import BadRequestError
 
 # For models whose file has no template.
 CHATML = (
@@ -53,13 +52,14 @@ class ChatTemplate:
         a BOS at the start. Errors: TemplateError.
         """
         self.source = source if source and source.strip() else CHATML
-        self._special = SpecialTexts(control_tokens, user_defined_tokens)
-        self._bos_token = bos_token
-        self._eos_token = eos_token
-        self._add_bos = add_bos and bos_token in self._special.control
-        self._here = threading.local()
-        self._sandbox = Sandbox(clock=clock, ascii_kept=self._is_stand_in)
-        self._template = self._sandbox.prepare(self.source)
+        self._renderer = Renderer(
+            self.source,
+            SpecialTexts(control_tokens, user_defined_tokens),
+            bos_token=bos_token,
+            eos_token=eos_token,
+            add_bos=add_bos,
+            clock=clock,
+        )
         self._dialect: Dialect | None = None
         self._efforts: dict[str, str] = {}
 
@@ -92,6 +92,8 @@ class ChatTemplate:
         extra = _checked(extra or {})
         if continue_final_message:
             _check_continuable(messages)
+            continue_final_message = not messages[-1].is_empty
+        messages = tuple(map(_with_thinking_apart, without_empty_answers(messages)))
         adapted, shown = self.dialect.adapt(messages, tools)
         settings = self._thinking_variables(effort) | extra
         settings["add_generation_prompt"] = add_generation_prompt and not continue_final_message
@@ -112,12 +114,11 @@ class ChatTemplate:
     ) -> tuple[Segment, ...]:
         laid = self.dialect.lay_out(messages, _same)
         texts = list(texts_in([laid, lay_out_tools(tools, _same), settings]))
-        disguise = Disguise(self._special, [*texts, self.source, self._bos_token, self._eos_token])
+        disguise = self._renderer.disguise(texts)
         marker = ""
         if open_end:
             marker = disguise.marker()
             messages = (*messages[:-1], _marked(messages[-1], marker + " "))
-        self._here.disguise = disguise
         hidden = {name: disguise.hide(value) for name, value in settings.items()}
         rendered = self._run(
             self.dialect.lay_out(messages, disguise.hide),
@@ -127,7 +128,7 @@ class ChatTemplate:
         )
         if open_end:
             rendered = _opened(rendered, marker)
-        return self._with_bos(disguise.cut(rendered))
+        return self._renderer.cut(disguise, rendered)
 
     def _run(
         self,
@@ -136,24 +137,8 @@ class ChatTemplate:
         settings: Mapping[str, Any],
         meter: Meter,
     ) -> str:
-        variables = {
-            "documents": None,
-            **settings,
-            "messages": messages,
-            "tools": tools,
-            "bos_token": self._bos_token,
-            "eos_token": self._eos_token,
-        }
-        try:
-            rendered = self._sandbox.run(self._template, variables, meter)
-            rendered.encode()
-        except Refusal as refusal:
-            words = str(refusal).rstrip(".")
-            message = f"The model's chat template refuses this conversation: {words}."
-            raise BadRequestError(message, param="messages") from refusal
-        except UnicodeEncodeError as error:
-            raise TemplateError("The chat template makes text that is no Unicode.", HINT) from error
-        return rendered
+        variables = {"documents": None, **settings, "messages": messages, "tools": tools}
+        return self._renderer.run(variables, meter)
 
     def _run_small(
         self,
@@ -164,10 +149,6 @@ class ChatTemplate:
         """Render a trial conversation, which gets little to spend."""
         meter = Meter(chars=TRIAL_CHARS, steps=TRIAL_STEPS)
         return self._run(messages, tools, {"add_generation_prompt": False, **settings}, meter)
-
-    def _is_stand_in(self, c: str) -> bool:
-        disguise = getattr(self._here, "disguise", None)
-        return disguise is not None and disguise.covers(c)
 
     def _thinking_variables(self, effort: str | None) -> dict[str, Any]:
         if effort is None:
@@ -191,15 +172,6 @@ class ChatTemplate:
                 continue
             return candidate
         return effort
-
-    def _with_bos(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-        """Exactly one BOS where the vocabulary wants one, never two."""
-        bos = Segment(text=self._bos_token, control=True)
-        if self._add_bos and segments[:1] != (bos,):
-            segments = (bos, *segments)
-        while segments[:2] == (bos, bos):
-            segments = segments[1:]
-        return segments
 
 
 def ends_in_thinking(segments: Sequence[Segment]) -> bool:
@@ -231,6 +203,23 @@ def _checked(extra: Mapping[str, Any]) -> dict[str, Any]:
             raise BadRequestError(f"{param} is set by the program itself.", param=param)
         checked[name] = plain_json(value, param)
     return checked
+
+
+def _with_thinking_apart(message: Message) -> Message:
+    """Thinking that a client echoes within the text, as the model wrote it, apart from the text."""
+    if message.role == "system" and any(part.thinking for part in message.parts):
+        raise BadRequestError(
+            "A system message holds thinking, which this model's template can't show.",
+            "Send the system message as text.",
+            param="messages",
+        )
+    start = message.content.lstrip()
+    if message.role == "assistant" and not message.reasoning:
+        for opening, closing in _THINKING_TAGS.items():
+            if start.startswith(opening) and closing in start:
+                thinking, _, answer = start.removeprefix(opening).partition(closing)
+                return replace(message, content=answer.lstrip(), reasoning=thinking.strip())
+    return message
 
 
 def _check_continuable(messages: Sequence[Message]) -> None:

@@ -149,6 +149,7 @@ def to_json(model: str, result: ChatResult) -> dict[str, Any]:
             "time_to_first_token_s": round(result.time_to_first_token_s, 4),
             "prefill_s": round(result.prefill_s, 4),
             "decode_s": round(result.decode_s, 4),
+            "reasoning_s": round(result.reasoning_s, 4),
             "prefill_tokens_per_second": round(result.prefill_speed, 2),
             "decode_tokens_per_second": round(result.decode_speed, 2),
         },

@@ -154,16 +154,21 @@ def describe_call(call: ToolCallDelta) -> dict[str, Any]:
 
 
 def describe_result(result: ChatResult) -> str:
-    """One or two lines of statistics."""
-    cached = f", {result.cached_tokens} of them cached" if result.cached_tokens else ""
-    thinking = f" ({result.reasoning_tokens} of them thinking)" if result.reasoning_tokens else ""
-    return (
-        f"prompt: {result.prompt_tokens} tokens{cached}, {format_speed(result.prefill_speed)}, "
-        f"first token after {result.time_to_first_token_s:.2f} s\n"
-        f"answer: {result.completion_tokens} tokens{thinking}, "
-        f"{format_speed(result.decode_speed)}, ended by {result.finish_reason}, "
-        f"seed {result.seed}"
-    )
+    """Statistics, a line each for the prompt, the thinking if there was any, and the answer."""
+    cached = f" ({result.cached_tokens} of them cached)" if result.cached_tokens else ""
+    answer_tokens = result.completion_tokens - result.reasoning_tokens
+    answer_s = result.decode_s - result.reasoning_s
+    lines = [
+        f"prompt:   {result.prompt_tokens} tokens{cached}, {format_speed(result.prefill_speed)}, "
+        f"first token after {result.time_to_first_token_s:.2f} s",
+        f"answer:   {answer_tokens} tokens in {answer_s:.2f} s",
+        f"together: {result.completion_tokens} tokens, {format_speed(result.decode_speed)}, "
+        f"ended by {result.finish_reason}, seed {result.seed}",
+    ]
+    if result.reasoning_tokens:
+        tokens, seconds = result.reasoning_tokens, result.reasoning_s
+        lines.insert(1, f"thinking: {tokens} tokens in {seconds:.2f} s")
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager
