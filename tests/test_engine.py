@@ -24,6 +24,7 @@ from localmistral.engine import (
     TokenEvent,
 )
 from localmistral.engine.model import Context
+from localmistral.engine.scheduler import Scheduler
 from localmistral.engine.settings import Logits
 from localmistral.engine.thinking import ThinkingBudget
 from localmistral.errors import (
@@ -475,6 +476,25 @@ def test_a_failed_decode_ends_its_requests_but_not_the_engine(
     with pytest.raises(EngineError, match=r"failed \(-3\)"):
         read(engine.submit(Request(prompt=prompt, sampling=GREEDY)))
     assert "Paris" in generate(engine, prompt)
+
+
+def test_a_defect_of_the_engine_ends_every_request_and_says_so(
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise ZeroDivisionError("no such step")
+
+    with Engine.load([smollm2_path], EngineSettings(context=512)) as small:
+        running = small.submit(Request(prompt=(504,), ignore_eos=True))
+        waiting = small.submit(Request(prompt=(504,)))
+        next(iter(running))
+        monkeypatch.setattr(Scheduler, "_fill_batch", fail)
+        for stream in (running, waiting):
+            with pytest.raises(EngineError, match="ZeroDivisionError: no such step"):
+                read(stream)
+        wait_until(lambda: not small.is_alive)
+        with pytest.raises(EngineError):
+            small.submit(Request(prompt=(504,)))
 
 
 def test_a_broken_file_is_an_error_with_llama_cpps_reason(tmp_path: Path) -> None:

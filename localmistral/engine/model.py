@@ -54,6 +54,7 @@ class Model:
             callback = llama.llama_progress_callback(lambda done, _: report(done))
             params.progress_callback = callback
         self.pointer = self._load(files, params)
+        self._refuse_other_kinds(files[0].name)
         self.vocabulary = llama.llama_model_get_vocab(self.pointer)
 
     @staticmethod
@@ -70,6 +71,19 @@ class Model:
                 "Run it again with --verbose to see llama.cpp's whole log.",
             )
         return pointer
+
+    def _refuse_other_kinds(self, name: str) -> None:
+        """Only decoders write text from left to right; the calls for it abort on others."""
+        if (
+            llama.llama_model_has_encoder(self.pointer)
+            or not llama.llama_model_has_decoder(self.pointer)
+            or llama.llama_model_is_diffusion(self.pointer)
+        ):
+            self.close()
+            raise ModelFileError(
+                f"{name} is an encoder or diffusion model, which can't write text token by token.",
+                "Use a GGUF file of a chat model.",
+            )
 
     @property
     def trained_context(self) -> int:
@@ -109,6 +123,12 @@ class Context:
                 f"Ask for less memory: --context {max(256, settings.context // 2)}",
             )
         self._memory = llama.llama_get_memory(self.pointer)
+        if not self._memory:
+            self.close()
+            raise ModelFileError(
+                "The model keeps no memory of what came before: it makes embeddings, not text.",
+                "Use a GGUF file of a chat model.",
+            )
         self.capacity = min(settings.batch, int(llama.llama_n_batch(self.pointer)))
         self._make_batch(self.capacity)
 
