@@ -71,7 +71,7 @@ class Tokenizer:
         if run <= _SHORT_RUN:
             return self._call_tokenize(text, parse_special)
         result: list[int] = []
-        _run_with_stack(
+        run_with_stack(
             lambda: result.extend(self._call_tokenize(text, parse_special)),
             2**20 + run * _STACK_PER_CHARACTER,
         )
@@ -134,7 +134,7 @@ class Tokenizer:
 _stack_lock = threading.Lock()
 
 
-def _run_with_stack(work: Callable[[], None], size: int) -> None:
+def run_with_stack(work: Callable[[], None], size: int) -> None:
     """Call `work` on a thread of its own with `size` bytes of stack; its error comes through."""
     errors: list[BaseException] = []
 
