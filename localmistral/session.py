@@ -221,10 +221,9 @@ class Chat:
                 "Use one of the two.",
                 param="tool_choice",
             )
-        for tool in allowed:
-            check_schema(tool.parameters, f"tools.{tool.name}.parameters")
+        schemas = [check_schema(t.parameters, f"tools.{t.name}.parameters") for t in allowed]
         several = tool_choice == "required"
-        grammar = write_call_grammar(self._tokens.control, allowed, several=several)
+        grammar = write_call_grammar(self._tokens.control, allowed, schemas, several=several)
         return Lark(grammar=grammar, lenient=True)
 
     def _thinks(self, effort: str | None) -> bool:

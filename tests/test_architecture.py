@@ -31,11 +31,12 @@ LAYERS = (
 )
 SOLE_IMPORTERS = {
     "llama_cpp": ("engine/",),
+    "llguidance": ("engine/guidance.py",),
     "huggingface_hub": ("models/cache.py", "models/download.py"),
     "rich": ("terminal/render.py",),
     "prompt_toolkit": ("terminal/",),
 }
-HEAVY = ("llama_cpp", "huggingface_hub", "numpy", "jinja2", "rich", "prompt_toolkit")
+HEAVY = ("llama_cpp", "llguidance", "huggingface_hub", "numpy", "jinja2", "rich", "prompt_toolkit")
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60
 

@@ -49,7 +49,9 @@ def test_a_forced_call_is_read_back_with_arguments_that_fit(
     chat: Chat, syntax: str, several: bool, seed: int
 ) -> None:
     control = SYNTAXES[syntax]
-    grammar = write_call_grammar(control, parse_tools(TOOLS), several=several)
+    tools = parse_tools(TOOLS)
+    schemas = [json.dumps(tool.parameters) for tool in tools]
+    grammar = write_call_grammar(control, tools, schemas, several=several)
     constraint = ConstraintCompiler(chat.engine.tokenizer).compile(Lark(grammar=grammar))
     request = Request(
         prompt=tuple(chat.encode(chat.render([{"role": "user", "content": "Hello"}]))),

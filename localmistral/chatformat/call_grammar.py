@@ -13,13 +13,15 @@ _Names = Sequence[tuple[int, str]]
 _CALL_ID = "/[a-zA-Z0-9]{9}/"
 
 
-def write_call_grammar(control: Mapping[str, int], tools: Sequence[Tool], *, several: bool) -> str:
+def write_call_grammar(
+    control: Mapping[str, int], tools: Sequence[Tool], schemas: Sequence[str], *, several: bool
+) -> str:
     """One call of any of `tools`, or `several` in a row.
 
     `control` maps the vocabulary's control tokens to ids; without [TOOL_CALLS] the calls are
-    written between `<tool_call>` tags.
+    written between `<tool_call>` tags. `schemas` are those of the tools' parameters, as JSON.
     """
-    arguments = [f"args{n}: %json {_write_schema(tool)}" for n, tool in enumerate(tools)]
+    arguments = [f"args{n}: %json {schema}" for n, schema in enumerate(schemas)]
     names = [(n, tool.name) for n, tool in enumerate(tools)]
     if "[TOOL_CALLS]" not in control:
         rules = _write_tagged(control, names, several=several)
@@ -71,10 +73,6 @@ def _write_object(name: str, number: int) -> str:
     """A call as a JSON object, up to its arguments."""
     beginning = f'{{"name": {json.dumps(name)}, "arguments": '
     return f"{_quote(beginning)} args{number}"
-
-
-def _write_schema(tool: Tool) -> str:
-    return json.dumps(tool.parameters, ensure_ascii=False)
 
 
 def _quote(text: str) -> str:

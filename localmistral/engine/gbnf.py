@@ -49,8 +49,7 @@ class GbnfConstraint:
         cuts = np.flatnonzero(np.diff(lengths[self._order])) + 1
         self._groups = np.split(self._candidates, cuts)  # views, one for each length
         forget_complaints()
-        with tokenizer._lock:  # keeps the engine from closing meanwhile
-            vocabulary = tokenizer._open()
+        with tokenizer.hold() as vocabulary:
             self._sampler = llama.llama_sampler_init_grammar(
                 vocabulary, grammar.encode("utf-8"), b"root"
             )

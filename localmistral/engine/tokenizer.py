@@ -6,7 +6,8 @@ Knows nothing of chat: whether control tokens are recognised is the caller's wor
 import ctypes
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +99,12 @@ class Tokenizer:
         if self._vocabulary is None:
             raise EngineError("The engine is closed.")
         return self._vocabulary
+
+    @contextmanager
+    def hold(self) -> Iterator[object]:
+        """llama.cpp's handle of the vocabulary, kept from being closed meanwhile."""
+        with self._lock:
+            yield self._open()
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token, control tokens spelled out; may be a part of a character."""
