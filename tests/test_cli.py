@@ -180,7 +180,6 @@ def test_tools_are_part_of_the_prompt_in_any_of_three_forms(
     ("arguments", "code", "words"),
     [
         (("run",), 2, ["prompt is empty"]),
-        (("run", "hi"), 2, ["No model is named"]),
         (("run", "-m", "", "hi"), 2, ["name is empty"]),
         (("run", "-m", "nowhere.gguf", "hi"), 1, ["nowhere.gguf"]),
         (("run", "-m", "smal-4", "hi"), 1, ["smal-4", "small-4"]),
@@ -294,6 +293,20 @@ def test_list_shows_what_is_on_disk_and_run_takes_the_only_one(
 
 def _same_disk(one: Path, other: Path) -> bool:
     return one.stat().st_dev == other.stat().st_dev
+
+
+def test_without_any_model_the_demo_answers_and_says_so() -> None:
+    done = run("run", "--effort", "high", "--json", "What is 31 + 46?")
+    document = json.loads(done.stdout)
+    assert document["model"] == "demo"
+    assert document["reasoning"]
+    assert "77" in document["answer"]
+    assert "toy" in done.stderr.decode()
+
+
+def test_a_tools_call_is_one_line_of_json(weather: Path) -> None:
+    done = run("run", "-m", "demo", "--tool", weather, "What is the weather in Oslo?")
+    assert json.loads(done.stdout) == {"name": "get_weather", "arguments": {"city": "Oslo"}}
 
 
 def test_an_empty_list_is_an_empty_document() -> None:

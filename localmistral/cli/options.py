@@ -153,11 +153,15 @@ def _choose_only_model() -> str:
     """The only model on this disk; the demo model if there is none."""
     from localmistral.models.cache import list_local
     from localmistral.models.names import DEMO
+    from localmistral.terminal.render import print_note
 
     complete = [model for model in list_local() if model.complete]
     if len(complete) == 1:
         return complete[0].name
     if not complete:
+        print_note(
+            "No model is on this disk: the demo model answers, a toy. See localmistral models."
+        )
         return DEMO
     names = ", ".join(model.name for model in complete[:5])
     raise UsageError(
