@@ -199,6 +199,8 @@ class Chat:
             stop=tuple(stop),
             sampling=dataclasses.replace(self.default_sampling(effort), **(sampling or {})),
             cache_prompt=cache_prompt,
+            thinking=self._thinking,
+            in_thinking=is_open,
             constraint=self._make_constraint(output, effort, is_open),
             guide=self._make_guide(effort, thinking_budget, is_open),
         )

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from localmistral.engine import (
@@ -128,7 +129,7 @@ def test_a_seed_repeats_the_choices_and_the_result_names_it(engine: Engine) -> N
     drawn = engine.submit(Request(prompt=prompt, max_tokens=30, cache_prompt=False))
     text, result = read(drawn)
     again = Sampling(seed=result.seed)
-    other = Sampling(seed=(result.seed + 1) % 2**32)
+    other = Sampling(seed=(result.seed + 1) % (2**32 - 1))
     assert generate(engine, prompt, sampling=again, max_tokens=30, cache_prompt=False) == text
     assert generate(engine, prompt, sampling=other, max_tokens=30, cache_prompt=False) != text
 
@@ -283,7 +284,9 @@ def test_penalties_break_a_loop(engine: Engine, penalised: Sampling) -> None:
         ("top_p", 5.0), ("top_p", -0.1), ("min_p", 2.0), ("top_k", -3), ("seed", 2**63),
         ("seed", -1), ("repeat_penalty", 0.0), ("presence_penalty", 1e9), ("typical_p", 1.5),
         ("xtc_probability", -1.0), ("penalty_last_n", -2), ("logit_bias", {3: float("nan")}),
-        ("frequency_penalty", float("nan")), ("dry_multiplier", float("inf")),
+        ("frequency_penalty", float("nan")), ("logit_bias", {3: 1e39}),
+        ("dry_sequence_breakers", ("\ud800",)), ("dry_sequence_breakers", ("",)),
+        ("dry_multiplier", float("inf")),
     ],
 )  # fmt: skip
 def test_a_sampling_value_out_of_range_is_named(name: str, value: object) -> None:
@@ -519,6 +522,61 @@ def test_loading_writes_nothing_to_the_terminal(smollm2_path: Path) -> None:
         [sys.executable, "-c", code, str(smollm2_path)], capture_output=True, check=True
     )
     assert done.stdout + done.stderr == b""
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5])
+def test_a_batch_smaller_than_its_sequences_is_no_trouble(smollm2_path: Path, batch: int) -> None:
+    settings = EngineSettings(context=256, batch=batch, parallel=2, cached=3)
+    with Engine.load([smollm2_path], settings) as small:
+        assert generate(small, (504, 300), max_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch", 2**33), ("threads", 2**32), ("parallel", 0), ("cached", -1), ("context", 0)],
+)
+def test_load_settings_out_of_range_are_named(name: str, value: int) -> None:
+    with pytest.raises(BadRequestError, match=name):
+        EngineSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_stop_strings_are_not_looked_for_in_thinking(engine: Engine) -> None:
+    prompt = ask(engine, "What is the capital of France?")
+    events = [e for e in engine.submit(Request(prompt=prompt, sampling=GREEDY)) if e.token]
+    whole = "".join(event.text for event in events)
+    opening, closing = 17, events[3].token
+    assert closing is not None
+    request = Request(
+        prompt=prompt, sampling=GREEDY, stop=(" ",), thinking=(opening, closing), in_thinking=True
+    )
+    text, result = read(engine.submit(request))
+    assert text == whole[: whole.index(" ", len("".join(e.text for e in events[:4])))]
+    assert result.stop_text == " "
+
+
+def test_when_every_token_is_forbidden_the_request_ends_with_an_error(engine: Engine) -> None:
+    bias = dict.fromkeys(range(engine.tokenizer.size), float("-inf"))
+    for temperature in (0.0, 1.0):
+        sampling = Sampling(temperature=temperature, logit_bias=bias)
+        with pytest.raises(EngineError, match="No token is left"):
+            read(engine.submit(Request(prompt=(504,), sampling=sampling, max_tokens=2)))
+
+
+def test_the_tiniest_temperature_is_greedy(engine: Engine) -> None:
+    prompt = ask(engine, "What is the capital of Spain?")
+    tiny = Sampling(temperature=1e-40, top_k=0, top_p=1.0, min_p=0.0)
+    assert generate(engine, prompt, sampling=tiny) == generate(engine, prompt)
+
+
+def test_short_requests_leave_nothing_behind(engine: Engine) -> None:
+    process = psutil.Process()
+    sampling = Sampling(repeat_penalty=1.1, penalty_last_n=-1, dry_multiplier=0.8)
+    for n in range(400):
+        if n == 100:
+            before = process.memory_info().rss
+        read(engine.submit(Request(prompt=(504, n), sampling=sampling, max_tokens=1)))
+    assert process.memory_info().rss - before < 30 * 2**20
+    assert engine.metrics().running == 0
 
 
 def test_small_batches_give_the_same_answer(smollm2_path: Path) -> None:

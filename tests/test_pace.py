@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,25 +28,48 @@ def test_a_short_prompt_goes_along_with_a_long_one() -> None:
     assert share_prompt(100, [5000, 20, 5000, 30]) == [50, 20, 0, 30]
 
 
-def test_steps_beside_running_answers_follow_the_machines_speed() -> None:
-    for rate_s in (0.0001, 0.001, 0.02):
-        pace = Pace(2048, offloaded=False)
-        for _ in range(30):
-            tokens = min(2048, pace.budget(alone=False))
-            pace.measure(tokens, tokens * rate_s)
-        assert 0.5 < pace.budget(alone=False) * rate_s / SHARED_STEP_S < 1.5
+@pytest.mark.parametrize("writing_s", [0.0, 0.05, 0.2, 0.6])
+@pytest.mark.parametrize("rate_s", [0.0001, 0.001, 0.02])
+def test_steps_beside_running_answers_follow_the_machines_speed(
+    rate_s: float, writing_s: float
+) -> None:
+    """The step of the answers alone takes `writing_s`; every prompt token adds `rate_s`."""
+    pace = Pace(2048, offloaded=False)
+    for _ in range(40):
+        pace.measure(0, writing_s, writing=True)
+        tokens = min(2048, pace.budget(writing=True, company=True))
+        pace.measure(tokens, writing_s + tokens * rate_s, writing=True)
+    step_s = writing_s + pace.budget(writing=True, company=True) * rate_s
+    assert 0.5 < step_s / max(SHARED_STEP_S, 2 * writing_s) < 1.5
+
+
+def test_one_slow_step_does_not_starve_prompts() -> None:
+    pace = Pace(2048, offloaded=False)
+    for _ in range(20):
+        pace.measure(100, 0.1, writing=False)
+    before = pace.budget(writing=True, company=True)
+    pace.measure(100, 30.0, writing=False)
+    assert pace.budget(writing=True, company=True) > before / 5
 
 
 def test_steps_alone_do_not_follow_small_changes_of_speed() -> None:
     pace = Pace(2048, offloaded=False)
     for rate_s in (0.0001, 0.004, 0.0001, 0.02):
-        pace.measure(ALONE_TOKENS, ALONE_TOKENS * rate_s)
-        assert pace.budget(alone=True) == ALONE_TOKENS
+        pace.measure(ALONE_TOKENS, ALONE_TOKENS * rate_s, writing=False)
+        assert pace.budget(writing=False, company=False) == ALONE_TOKENS
+
+
+def test_steps_of_prompts_in_company_take_about_a_second() -> None:
+    pace = Pace(2048, offloaded=True)
+    for _ in range(40):
+        tokens = pace.budget(writing=False, company=True)
+        pace.measure(tokens, tokens * 0.005, writing=False)
+    assert 0.4 < pace.budget(writing=False, company=True) * 0.005 <= 1.0
 
 
 def test_on_a_very_slow_machine_a_step_alone_shrinks_too() -> None:
     pace = Pace(2048, offloaded=True)
     for _ in range(30):
-        tokens = pace.budget(alone=True)
-        pace.measure(tokens, tokens * 0.5)
-    assert 1 <= pace.budget(alone=True) <= 8
+        tokens = pace.budget(writing=False, company=False)
+        pace.measure(tokens, tokens * 0.5, writing=False)
+    assert 1 <= pace.budget(writing=False, company=False) <= 8

@@ -3,8 +3,11 @@
 Heavy imports stand inside the commands that need them, so that `--help` answers at once.
 """
 
+import contextlib
+import errno
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -63,14 +66,24 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except _CommandLineError as error:
         return _report(_translate(error), arguments)
-    except BrokenPipeError:
-        _abandon_stdout()
-        return 0
+    except (OSError, SystemExit) as error:
+        return _end_output(error, arguments)
     except LocalMistralError as error:
         return _report(error, arguments)
     except Exception as error:  # noqa: BLE001  (a person gets a sentence even for our own mistakes)
         return _report(_admit(error), arguments)
     return code if isinstance(code, int) else 0
+
+
+def _end_output(error: OSError | SystemExit, arguments: list[str]) -> int:
+    """A reader that has left is no error (the parser exits by itself then); a full disk is."""
+    cause = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(error, SystemExit) and not isinstance(cause, OSError):
+        raise error
+    _abandon_stdout()
+    if isinstance(cause, BrokenPipeError) or getattr(cause, "errno", None) == errno.EINVAL:
+        return 0
+    return _report(LocalMistralError(f"The output can't be written: {cause}."), arguments)
 
 
 def _translate(error: Exception) -> UsageError:
@@ -105,12 +118,18 @@ def _report(error: LocalMistralError, arguments: list[str]) -> int:
 
 def _use_utf8() -> None:
     """Text is UTF-8 and lines end in one byte, whatever the system's habit."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(encoding="utf-8", errors="replace", newline="\n")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
 
 
 def _abandon_stdout() -> None:
     """Nobody reads any more: keep the interpreter's last flush from complaining."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

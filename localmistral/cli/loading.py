@@ -18,11 +18,12 @@ def load_chat(
 
     if verbose:
         _show_log()
-    context = knobs.pop("context", None)
+    context = knobs.get("context")
+    others = {name: value for name, value in knobs.items() if name != "context"}
     with show_loading(name) as on_progress:
         chat = Chat.load(
             name,
-            EngineSettings(**knobs),
+            EngineSettings(**others),
             context=context,
             chat_template=chat_template,
             on_progress=on_progress,

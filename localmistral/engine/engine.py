@@ -86,9 +86,11 @@ class Engine:
     def _check(self, request: Request) -> None:
         size, context = len(request.prompt), self.settings.context
         if size >= context:
+            room = _round_up(size + 1024)
+            larger = f", or make room: --context {room}" if room <= self._thread.limit else ""
             raise ContextOverflowError(
                 f"The prompt has {size} tokens, the context holds {context}.",
-                f"Shorten it, or make room: --context {_round_up(size + 1024)}",
+                f"Shorten it{larger}.",
                 param="messages",
             )
         self._tokenizer.check(request.prompt)
@@ -144,6 +146,7 @@ class _EngineThread(threading.Thread):
         self.error: BaseException | None = None
         self.tokenizer: Tokenizer | None = None
         self.is_serving = False
+        self.limit = 0
 
     def open_scheduler(self) -> Scheduler:
         if self._scheduler is None:
@@ -165,6 +168,7 @@ class _EngineThread(threading.Thread):
         try:
             model = Model(self._files, self.settings, self._report)
             self.settings = _fit_context(self.settings, model)
+            self.limit = model.trained_context
             sequences = self.settings.parallel + self.settings.cached
             context = Context(model, self.settings, sequences)
             self._serve(model, context)
@@ -213,7 +217,8 @@ def _fit_context(settings: EngineSettings, model: Model) -> EngineSettings:
             f"Use --context {trained} or less.",
             param="context",
         )
-    return replace(settings, batch=max(settings.batch, settings.parallel))
+    # llama.cpp ends the process if a batch can't hold a token of every sequence.
+    return replace(settings, batch=max(settings.batch, settings.parallel + settings.cached))
 
 
 def _round_up(tokens: int) -> int:

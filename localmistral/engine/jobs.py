@@ -41,6 +41,7 @@ class Job:
         self.sampler: Sampler | None = None
         self.cached_tokens = 0
         self._text = TextAssembler(request.stop)
+        self._in_thinking = request.in_thinking
         self._submitted_s = time.monotonic()
         self._started_s: float | None = None
         self._first_token_s: float | None = None
@@ -70,6 +71,9 @@ class Job:
         if self._first_token_s is None:
             self._first_token_s = time.monotonic()
         self.generated.append(token)
+        was_in_thinking = self._in_thinking
+        if self.request.thinking is not None and token in self.request.thinking:
+            self._in_thinking = token == self.request.thinking[0]
         if tokenizer.is_end(token) and not self.request.ignore_eos:
             return "stop"
         if tokenizer.is_control(token):
@@ -77,7 +81,8 @@ class Job:
             text = tokenizer.piece(token).decode("utf-8", "replace")
             self._put(TokenEvent(token=token, text=text, control=True, probability=probability))
         else:
-            text = self._text.push(tokenizer.piece(token))
+            seek = not (was_in_thinking or self._in_thinking)
+            text = self._text.push(tokenizer.piece(token), seek=seek)
             self._put(TokenEvent(token=token, text=text, probability=probability))
         if self._text.stop_text is not None:
             return "stop"
@@ -85,6 +90,10 @@ class Job:
         limit = self.request.max_tokens
         full = used >= context or (limit is not None and len(self.generated) >= limit)
         return "length" if full else None
+
+    def flush(self) -> None:
+        """Let out what is held back: something else comes in between."""
+        self._emit_held()
 
     def _emit_held(self) -> None:
         held = self._text.flush()

@@ -4,6 +4,8 @@
 """
 
 import ctypes
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,12 @@ class Model:
         params.n_gpu_layers = settings.gpu_layers
         if not settings.mmap:
             params.load_mode = llama.LLAMA_LOAD_MODE_NONE
+        if len(settings.tensor_split) > llama.LLAMA_MAX_DEVICES:
+            raise BadRequestError(
+                f"tensor_split has {len(settings.tensor_split)} shares, llama.cpp knows at most "
+                f"{llama.LLAMA_MAX_DEVICES} devices.",
+                "Give one share per GPU.",
+            )
         if settings.tensor_split:
             shares = (ctypes.c_float * llama.LLAMA_MAX_DEVICES)(*settings.tensor_split)
             params.tensor_split = shares
@@ -59,7 +67,7 @@ class Model:
 
     @staticmethod
     def _load(files: Sequence[Path], params: Any) -> Any:
-        names = [str(path).encode("utf-8") for path in files]
+        names = [_encode_path(path) for path in files]
         if len(names) == 1:
             pointer = llama.llama_model_load_from_file(names[0], params)
         else:
@@ -88,6 +96,11 @@ class Model:
     @property
     def trained_context(self) -> int:
         return int(llama.llama_model_n_ctx_train(self.pointer))
+
+    @property
+    def window(self) -> int:
+        """Positions that sliding-window attention looks back at; 0 without it."""
+        return int(llama.llama_model_n_swa(self.pointer))
 
     @property
     def keeps_every_position(self) -> bool:
@@ -226,6 +239,10 @@ class Context:
             raise EngineError(f"Row {row} of the batch has no logits.")
         return np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
 
+    def logit(self, row: int, token: int) -> float:
+        """One logit of a row that asked for logits."""
+        return float(llama.llama_get_logits_ith(self.pointer, row)[token])
+
     def cut(self, sequence: int, position: int) -> bool:
         """Forget `sequence` from `position` on; False where only whole sequences can go."""
         return bool(llama.llama_memory_seq_rm(self._memory, sequence, position, -1))
@@ -242,6 +259,11 @@ class Context:
         if self.pointer:
             llama.llama_free(self.pointer)
             self.pointer = None
+
+
+def _encode_path(path: Path) -> bytes:
+    """What llama.cpp's fopen expects: the system's bytes, on Windows UTF-8."""
+    return str(path).encode("utf-8") if sys.platform == "win32" else os.fsencode(path)
 
 
 def _round_up(tokens: int) -> int:

@@ -4,6 +4,7 @@ One `Sampler` belongs to one request and is used on the engine's thread. Knows n
 """
 
 import ctypes
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Sampler:
         self.seed = secrets.randbelow(MAX_SEED) if sampling.seed is None else sampling.seed
         self._constraint = constraint
         self._top_logprobs = top_logprobs
+        self._bias = sampling.logit_bias
         self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         for sampler in _make_samplers(vocabulary, sampling, self.seed):
             llama.llama_sampler_chain_add(self._chain, sampler)
@@ -63,7 +65,9 @@ class Sampler:
     def sample(self, context: Context, row: int) -> tuple[int, TokenProbability | None]:
         """Choose from the logits of `row`; raises EngineError when no token is allowed."""
         if self._constraint is None and self._top_logprobs is None:
-            return int(llama.llama_sampler_sample(self._chain, context.pointer, row)), None
+            token = int(llama.llama_sampler_sample(self._chain, context.pointer, row))
+            self._check_choice(token, context.logit(row, token))
+            return token, None
         logits = context.logits(row)
         probabilities = None
         if self._top_logprobs is not None:
@@ -73,11 +77,17 @@ class Sampler:
             if not np.isfinite(logits.max()):
                 raise EngineError("The constraint leaves no token to go on with.")
         token = int(llama.llama_sampler_sample(self._chain, context.pointer, row))
+        self._check_choice(token, float(logits[token]))
         if self._constraint is not None:
             self._constraint.accept(token)
         if probabilities is None:
             return token, None
         return token, _report(token, probabilities, self._top_logprobs or 0)
+
+    def _check_choice(self, token: int, logit: float) -> None:
+        """llama.cpp chooses a token even when all are forbidden, or when it computed nonsense."""
+        if math.isnan(logit) or math.isinf(logit) or self._bias.get(token) == -math.inf:
+            raise EngineError(f"No token is left to go on with: the best has a logit of {logit}.")
 
     def accept(self, token: int) -> None:
         """Note a token that was not sampled but put into the answer."""
@@ -113,7 +123,7 @@ def _make_samplers(vocabulary: Any, sampling: Sampling, seed: int) -> list[Any]:
         *_make_bias(vocabulary, sampling),
         *_make_penalties(vocabulary, sampling),
     ]
-    if sampling.temperature == 0:
+    if sampling.is_greedy:
         return [*samplers, llama.llama_sampler_init_greedy()]
     if sampling.top_n_sigma > 0:
         samplers.append(llama.llama_sampler_init_top_n_sigma(sampling.top_n_sigma))

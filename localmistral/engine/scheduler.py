@@ -49,6 +49,7 @@ class Scheduler:
             settings.parallel + settings.cached,
             settings.context,
             partial=model.keeps_every_position,
+            window=model.window,
         )
         self._pace = Pace(context.capacity, offloaded=offloaded)
         self._lock = threading.Condition()
@@ -78,9 +79,15 @@ class Scheduler:
         """End `job` as soon as can be: before the next step, or by aborting the present one."""
         with self._lock:
             job.cancelled = True
-            if self._may_abort(job):
+            is_waiting = job in self._waiting
+            if is_waiting:
+                self._waiting.remove(job)
+                self._totals.add(cancelled=1)
+            elif self._may_abort(job):
                 self._context.abort.set()
             self._lock.notify()
+        if is_waiting:
+            job.finish("cancelled")  # the engine's thread has not seen it yet
 
     def close(self) -> None:
         """Cancel everything and end the thread's loop."""
@@ -160,11 +167,7 @@ class Scheduler:
             self._undo(shares, code)
 
     def _end_cancelled(self) -> None:
-        with self._lock:
-            dropped = [job for job in self._waiting if job.cancelled]
-            for job in dropped:
-                self._waiting.remove(job)
-        for job in [*dropped, *(job for job in self._running if job.cancelled)]:
+        for job in [job for job in self._running if job.cancelled]:
             self._end(job, "cancelled")
 
     def _start_waiting(self) -> None:
@@ -183,6 +186,7 @@ class Scheduler:
                 self._model.vocabulary, request.sampling,
                 constraint=request.constraint, top_logprobs=request.top_logprobs,
             )  # fmt: skip
+            job.sampler = sampler  # from here on, whatever happens, it will be freed
             sequence = self._cache.acquire(job.prompt, reuse=request.cache_prompt)
             job.start(sequence, sampler)
         except Exception as error:  # noqa: BLE001  (one request's trouble must not end the others)
@@ -201,8 +205,11 @@ class Scheduler:
             guesses = min(job.guesses, spare)
             spare -= guesses
             shares.append(self._add(job, 1 + guesses, 1 + guesses))
+        with self._lock:
+            company = len(self._running) + len(self._waiting) > 1
         budget = min(
-            self._pace.budget(alone=not writing), self._context.capacity - self._context.rows
+            self._pace.budget(writing=bool(writing), company=company),
+            self._context.capacity - self._context.rows,
         )
         grants = share_prompt(budget, [len(job.pending) for job in reading])
         for job, count in zip(reading, grants, strict=True):
@@ -235,7 +242,9 @@ class Scheduler:
         return code
 
     def _measure(self, shares: list[_Share], step_s: float) -> None:
-        self._pace.measure(sum(s.count for s in shares if s.job.is_prefilling), step_s)
+        prompt_tokens = sum(share.count for share in shares if share.job.is_prefilling)
+        writing = not all(share.job.is_prefilling for share in shares)
+        self._pace.measure(prompt_tokens, step_s, writing=writing)
         with self._lock:
             self._totals.add_step(step_s)
 
@@ -282,6 +291,8 @@ class Scheduler:
         assert job.sampler is not None
         added = job.request.guide.follow(chosen[-1])
         self._tokenizer.check(added)
+        if added:
+            job.flush()
         for token in added:
             job.sampler.accept(token)
             chosen.append(token)

@@ -46,8 +46,11 @@ class Sequence:
 class SequenceCache:
     """All sequences of a context. `partial` False: memory can only be kept or dropped whole."""
 
-    def __init__(self, memory: Memory, count: int, capacity: int, *, partial: bool) -> None:
+    def __init__(
+        self, memory: Memory, count: int, capacity: int, *, partial: bool, window: int = 0
+    ) -> None:
         self._memory = memory
+        self._window = window
         self._partial = partial
         self._sequences = [Sequence(number, capacity) for number in range(count)]
         self._clock = 0
@@ -83,7 +86,7 @@ class SequenceCache:
 
         Also cuts off what a failed decode left behind.
         """
-        if self._memory.cut(sequence.number, length):
+        if self._memory.cut(sequence.number, length) and self._is_whole(sequence, length):
             sequence.length = min(sequence.length, length)
             return True
         self._drop(sequence)
@@ -127,9 +130,21 @@ class SequenceCache:
         is_copy = source is not None and not source.busy and length == len(prompt) - 1
         return source if is_copy else None
 
+    def _is_whole(self, sequence: Sequence, length: int) -> bool:
+        """Whether all that attention looks back at from `length` on is in memory.
+
+        A sliding window lets go of what has passed out of it, and a failed step may have pushed
+        out what is needed again.
+        """
+        if not self._window or not length:
+            return True
+        return self._memory.first_position(sequence.number) <= max(0, length - self._window)
+
     def _is_usable(self, sequence: Sequence, length: int) -> bool:
         if not self._partial:
             return not sequence.busy and length == sequence.length
+        if not sequence.busy and length == sequence.length:
+            return True
         return self._memory.first_position(sequence.number) == 0
 
     def _choose_target(self, source: Sequence | None, length: int) -> Sequence:

@@ -14,12 +14,29 @@ import numpy.typing as npt
 from localmistral.errors import BadRequestError
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
-MAX_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 2
+"""llama.cpp takes 2^32 - 1 for "draw one"."""
 MAX_TOP_LOGPROBS = 20
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 4096
 
 Logits = npt.NDArray[np.float32]
+
+
+_LOAD_RANGES = (
+    ("context", 1, 2**24),
+    ("parallel", 1, 256),
+    ("cached", 0, 255),
+    ("queue", 1, 100_000),
+    ("batch", 1, 65_536),
+    ("ubatch", 1, 65_536),
+    ("threads", 0, 512),
+)
+"""Bounds far beyond use: C's integers would wrap silently, and llama.cpp ends the process."""
+MAX_BIAS = 10_000
+MAX_BREAKERS = 64
+GREEDY_BELOW = 1e-4
+"""Temperatures below this count as 0: dividing by them overflows a float."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +63,8 @@ class EngineSettings:
     mmap: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("context", "parallel", "queue", "batch", "ubatch"):
-            if getattr(self, name) < 1:
-                raise BadRequestError(f"{name} is {getattr(self, name)}, it must be at least 1.")
-        if self.threads < 0 or self.cached < 0:
-            raise BadRequestError(f"threads is {self.threads}, it can't be negative.")
+        for name, low, high in _LOAD_RANGES:
+            _check_range(name, getattr(self, name), low, high)
         if self.kv_type not in KV_TYPES:
             raise BadRequestError(
                 f"The KV type {self.kv_type!r} is not known.", f"Use one of {', '.join(KV_TYPES)}."
@@ -87,9 +101,13 @@ class Sampling:
     seed: int | None = None
 
     @property
+    def is_greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+    @property
     def is_repeatable(self) -> bool:
         """Whether the same request is meant to give the same text again."""
-        return self.temperature == 0 or self.seed is not None
+        return self.is_greedy or self.seed is not None
 
     def __post_init__(self) -> None:
         _check_range("temperature", self.temperature, 0, 100)
@@ -108,11 +126,26 @@ class Sampling:
         if self.seed is not None:
             _check_range("seed", self.seed, 0, MAX_SEED)
         for token, bias in self.logit_bias.items():
-            if math.isnan(bias) or bias == math.inf:
+            if not (abs(bias) <= MAX_BIAS or bias == -math.inf):
                 raise BadRequestError(
-                    f"logit_bias of token {token} is {bias}, it must be a number.",
+                    f"logit_bias of token {token} is {bias}, it must be within {MAX_BIAS} of 0.",
                     param="logit_bias",
                 )
+        _check_breakers(self.dry_sequence_breakers)
+
+
+def _check_breakers(breakers: Sequence[str]) -> None:
+    if len(breakers) > MAX_BREAKERS:
+        raise BadRequestError(
+            f"There are {len(breakers)} dry_sequence_breakers, at most {MAX_BREAKERS} are taken.",
+            param="dry_sequence_breakers",
+        )
+    for text in breakers:
+        if not 0 < len(text) <= MAX_STOP_CHARACTERS or any("\ud800" <= c <= "\udfff" for c in text):
+            raise BadRequestError(
+                f"Each of dry_sequence_breakers must have 1 to {MAX_STOP_CHARACTERS} characters.",
+                param="dry_sequence_breakers",
+            )
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
@@ -153,7 +186,9 @@ class Request:
 
     `max_tokens` None means up to the context's end. `stop` strings end the text before them.
     `cache_prompt` False computes the prompt cold, so that the text depends on nothing that ran
-    before. `top_logprobs` None reports no log-probabilities, 0 those of the chosen tokens alone.
+    before. Between the two tokens of `thinking` no stop string is looked for; `in_thinking` says
+    that the prompt ends between them. `top_logprobs` None reports no log-probabilities, 0 those
+    of the chosen tokens alone.
     """
 
     prompt: tuple[int, ...]
@@ -163,6 +198,8 @@ class Request:
     cache_prompt: bool = True
     top_logprobs: int | None = None
     ignore_eos: bool = False
+    thinking: tuple[int, int] | None = None
+    in_thinking: bool = False
     constraint: Constraint | None = None
     guide: Guide | None = None
     proposer: Proposer | None = None

@@ -58,10 +58,14 @@ class TextAssembler:
         self._held = ""
         self.stop_text: str | None = None
 
-    def push(self, data: bytes) -> str:
-        """Text that is final now. Once `stop_text` is set, nothing more may be pushed."""
+    def push(self, data: bytes, *, seek: bool = True) -> str:
+        """Text that is final now. Once `stop_text` is set, nothing more may be pushed.
+
+        Without `seek` no stop string is looked for.
+        """
         text = self._decoder.decode(data)
-        if not self._stops:
+        if not (self._stops and seek):
+            text, self._held = self._held + text, ""
             return text
         self._held += text
         first = self._find_stop()
@@ -107,9 +111,11 @@ class Channel:
         self.items: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self.finished = threading.Event()
         self.wake: Callable[[], None] | None = None
+        self.last: GenerationResult | LocalMistralError | None = None
 
     def put(self, item: _Item) -> None:
         if not isinstance(item, TokenEvent):
+            self.last = item
             self.finished.set()
         self.items.put(item)
         wake = self.wake
@@ -143,7 +149,9 @@ class Stream:
             try:
                 item = self._channel.items.get(timeout=_POLL_S)
             except queue.Empty:
-                continue
+                if self._channel.last is None or not self._channel.items.empty():
+                    continue
+                item = self._channel.last  # Ctrl-C came between taking it and returning it
             if isinstance(item, TokenEvent):
                 yield item
             else:

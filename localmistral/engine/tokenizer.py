@@ -30,7 +30,8 @@ class Tokenizer:
 
     def __init__(self, vocabulary: object) -> None:
         self._vocabulary: object | None = vocabulary
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._users = 0
         self._pieces: dict[int, bytes] = {}
         self.size = int(llama.llama_vocab_n_tokens(vocabulary))
         self.bos = int(llama.llama_vocab_bos(vocabulary))
@@ -40,14 +41,16 @@ class Tokenizer:
         self._ends: dict[int, bool] = {}
 
     def close(self) -> None:
+        """Wait until nobody uses the vocabulary, and let nobody use it again."""
         with self._lock:
             self._vocabulary = None
+            self._lock.wait_for(lambda: not self._users)
 
     def is_control(self, token: int) -> bool:
         known = self._control.get(token)
         if known is None:
-            with self._lock:
-                known = bool(llama.llama_vocab_is_control(self._open(), token))
+            with self.hold() as vocabulary:
+                known = bool(llama.llama_vocab_is_control(vocabulary, token))
             self._control[token] = known
         return known
 
@@ -55,8 +58,8 @@ class Tokenizer:
         """Whether `token` ends a generation (llama.cpp's end-of-generation set)."""
         known = self._ends.get(token)
         if known is None:
-            with self._lock:
-                known = bool(llama.llama_vocab_is_eog(self._open(), token))
+            with self.hold() as vocabulary:
+                known = bool(llama.llama_vocab_is_eog(vocabulary, token))
             self._ends[token] = known
         return known
 
@@ -87,9 +90,9 @@ class Tokenizer:
             ) from error
         capacity = len(data) + 2
         buffer = (llama.llama_token * capacity)()
-        with self._lock:
+        with self.hold() as vocabulary:
             count = llama.llama_tokenize(
-                self._open(), data, len(data), buffer, capacity, False, parse_special
+                vocabulary, data, len(data), buffer, capacity, False, parse_special
             )
         if count < 0:
             raise EngineError(f"llama.cpp could not tokenise a text of {len(data)} bytes.")
@@ -102,9 +105,16 @@ class Tokenizer:
 
     @contextmanager
     def hold(self) -> Iterator[object]:
-        """llama.cpp's handle of the vocabulary, kept from being closed meanwhile."""
+        """llama.cpp's handle of the vocabulary, kept from being closed; many may hold it."""
         with self._lock:
-            yield self._open()
+            vocabulary = self._open()
+            self._users += 1
+        try:
+            yield vocabulary
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._lock.notify_all()
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token, control tokens spelled out; may be a part of a character."""
@@ -118,8 +128,8 @@ class Tokenizer:
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            with self._lock:
-                count = llama.llama_token_to_piece(self._open(), token, buffer, size, 0, True)
+            with self.hold() as vocabulary:
+                count = llama.llama_token_to_piece(vocabulary, token, buffer, size, 0, True)
             if count >= 0:
                 return buffer.raw[:count]
             size = -count

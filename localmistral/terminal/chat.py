@@ -96,7 +96,10 @@ class Conversation:
                 return
             if line.strip() == "/exit":
                 return
-            self._take(line)
+            try:
+                self._take(line)
+            except KeyboardInterrupt:  # before the answer had begun, or while it was ending
+                print_note("(stopped)")
 
     def _take(self, line: str) -> None:
         try:
@@ -136,14 +139,16 @@ class Conversation:
         """Show the answer to its end; the first Ctrl-C cancels it, and what there is counts."""
         view = AnswerView(show_thinking=self._show_thinking)
         items = iter(stream)
-        while stream.result is None:
-            try:
-                for item in items:
-                    view.show(item)
-            except KeyboardInterrupt:
-                stream.close()
-                items = iter(stream)
-        view.end(stream.result)
+        try:
+            while stream.result is None:
+                try:
+                    for item in items:
+                        view.show(item)
+                except KeyboardInterrupt:
+                    stream.close()
+                    items = iter(stream)
+        finally:
+            view.end(stream.result)
         if stream.result.finish_reason == "cancelled":
             print_note("(stopped)")
         return stream.result
