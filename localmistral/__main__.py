@@ -2,12 +2,15 @@
 
 import sys
 
-from localmistral.cli import main as run
-
 
 def main() -> None:
     """Run the program and exit with its code."""
-    sys.exit(run())
+    try:
+        from localmistral.cli import main as run
+
+        sys.exit(run())
+    except KeyboardInterrupt:  # before the program could look out for it
+        sys.exit(130)
 
 
 if __name__ == "__main__":

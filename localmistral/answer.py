@@ -97,11 +97,14 @@ class ChatStream:
         yield from self._finish()
 
     async def __aiter__(self) -> AsyncIterator[ChatItem]:
-        async for event in self._stream:
-            for delta in self._assembly.read(event):
-                yield delta
-        for item in self._finish():
-            yield item
+        try:
+            async for event in self._stream:
+                for delta in self._assembly.read(event):
+                    yield delta
+            for item in self._finish():
+                yield item
+        finally:
+            self.close()  # a task that is cancelled, or leaves early, wants no more of it
 
     def _finish(self) -> Iterator[ChatItem]:
         yield from self._assembly.finish()
@@ -111,6 +114,12 @@ class ChatStream:
 
     def close(self) -> None:
         self._stream.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
 
     def __enter__(self) -> Self:
         return self

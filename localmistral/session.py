@@ -9,6 +9,7 @@ Terminal, one-shot and server all use it. Knows nothing of rendering or HTTP.
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -25,16 +26,13 @@ from localmistral.engine import Constraint, Engine, EngineSettings, Request, Sam
 from localmistral.engine.constraints import ConstraintCompiler, Lark, Spec, Thinking
 from localmistral.engine.schema_check import check_schema
 from localmistral.engine.thinking import ThinkingBudget
-from localmistral.errors import BadRequestError, ModelNotFoundError
-from localmistral.models.cache import LocalModel, find_local
-from localmistral.models.catalog import Model, load_catalog
+from localmistral.errors import BadRequestError
+from localmistral.loading import choose_context, find_model, fit_ram, limit_context
+from localmistral.models.cache import LocalModel
+from localmistral.models.catalog import load_catalog
 from localmistral.models.gguf import read_shape, read_vocabulary
-from localmistral.models.names import CatalogModel, HubRepository, quote_name, resolve
 from localmistral.models.shape import ModelShape, TokenType, Vocabulary, require_runnable
 
-DEFAULT_CONTEXT = 8192
-"""Tokens of context when none is asked for: enough for a conversation, small enough for any
-machine that holds the weights."""
 _MARKUP_STARTS = frozenset("<[|")
 
 
@@ -88,7 +86,7 @@ class Chat:
     @classmethod
     def load(
         cls,
-        name: str,
+        name: str | os.PathLike[str],
         settings: EngineSettings | None = None,
         *,
         context: int | None = None,
@@ -102,13 +100,14 @@ class Chat:
         `chat_template` is a Jinja file, "embedded" or the name of a Mistral family. Raises
         ModelNotFoundError when it isn't on this disk, ModelFileError when it can't be loaded.
         """
-        local = find_model(name)
+        local = find_model(os.fspath(name))
         shape = read_shape(local.path)
         require_runnable(shape)
         vocabulary = read_vocabulary(local.path)
-        limit = _limit_context(shape, local)
-        chosen = _choose_context(context, limit)
+        limit = limit_context(shape, local)
+        chosen = choose_context(context, limit)
         settings = dataclasses.replace(settings or EngineSettings(), context=chosen)
+        settings = fit_ram(settings, shape)
         engine = Engine.load(shape.files, settings, on_progress=on_progress)
         try:
             return cls(
@@ -167,10 +166,10 @@ class Chat:
         tools: object = None,
         effort: str | None = None,
         max_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | None = (),
         sampling: Mapping[str, Any] | None = None,
         output: Spec | None = None,
-        tool_choice: str = "auto",
+        tool_choice: str | Mapping[str, Any] | None = "auto",
         thinking_budget: int | None = None,
         cache_prompt: bool = True,
         continue_final_message: bool = False,
@@ -179,13 +178,15 @@ class Chat:
 
         `sampling` names the fields of `Sampling` to set; the others keep the model's defaults.
         `output` is what the answer (not the thinking before it) has to look like. `tool_choice`
-        is auto, none, required (at least one call), or the name of the tool to call.
+        is auto, none, required (at least one call), or the tool to call: its name, or OpenAI's
+        object with the name in it.
         `thinking_budget` in tokens takes the place of the effort's own.
         Errors: BadRequestError, ContextOverflowError, BusyError; later ones come while iterating.
         """
-        declared = _parse_tools(tools) if tool_choice != "none" else ()
-        if tool_choice not in ("auto", "none"):
-            output = self._force_call(declared, tool_choice, output)
+        choice = _parse_tool_choice(tool_choice)
+        declared = _parse_tools(tools) if choice != "none" else ()
+        if choice not in ("auto", "none"):
+            output = self._force_call(declared, choice, output)
         segments = self.render(
             messages,
             tools=declared,
@@ -196,8 +197,8 @@ class Chat:
         request = Request(
             prompt=self.encode(segments),
             max_tokens=max_tokens,
-            stop=tuple(stop),
-            sampling=dataclasses.replace(self.default_sampling(effort), **(sampling or {})),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+            sampling=_set_sampling(self.default_sampling(effort), sampling or {}),
             cache_prompt=cache_prompt,
             thinking=self._thinking,
             in_thinking=is_open,
@@ -274,56 +275,27 @@ class Chat:
         self.close()
 
 
-def find_model(name: str) -> LocalModel:
-    """The files on this disk that `name` stands for; ModelNotFoundError with the way out."""
-    resolved = resolve(name)
-    local = find_local(resolved)
-    if local is not None:
-        return local
-    shown = quote_name(name)
-    if isinstance(resolved, CatalogModel):
-        raise ModelNotFoundError(
-            f"{resolved.model.name} is known, but not on this disk.", _suggest_download(resolved)
-        )
-    assert isinstance(resolved, HubRepository)
-    raise ModelNotFoundError(
-        f"No file of {shown} is on this disk.",
-        "Download one of its GGUF files, then: localmistral run -m FILE.gguf PROMPT",
-    )
-
-
-def _suggest_download(resolved: CatalogModel) -> str:
-    wanted: Model = resolved.model
-    repository = wanted.repositories[0].id
-    return (
-        f"Download one of its GGUF files from the Hub repository {repository}, then: "
-        "localmistral run -m FILE.gguf PROMPT"
-    )
-
-
-def _limit_context(shape: ModelShape, local: LocalModel) -> int:
-    """The model's real limit: the catalogue's where it knows better than the file."""
-    known = load_catalog().find(local.model) if local.model else None
-    limits = [known.context if known else 0, shape.context_length]
-    return min((limit for limit in limits if limit > 0), default=DEFAULT_CONTEXT)
-
-
-def _choose_context(wanted: int | None, limit: int) -> int:
-    if wanted is None:
-        return min(DEFAULT_CONTEXT, limit)
-    if wanted > limit:
-        raise BadRequestError(
-            f"A context of {wanted} tokens is asked for, the model's limit is {limit}.",
-            f"Use --context {limit} or less.",
-            param="context",
-        )
-    return wanted
-
-
 def _parse(messages: object) -> tuple[Message, ...]:
     if isinstance(messages, tuple) and all(isinstance(m, Message) for m in messages):
         return messages
     return parse_messages(messages)
+
+
+def _parse_tool_choice(choice: str | Mapping[str, Any] | None) -> str:
+    if isinstance(choice, Mapping):
+        function = choice.get("function", choice)
+        name = function.get("name") if isinstance(function, Mapping) else None
+        choice = name if isinstance(name, str) else str(dict(choice))
+    return "auto" if choice is None else str(choice)
+
+
+def _set_sampling(defaults: Sampling, given: Mapping[str, Any]) -> Sampling:
+    """`given` over the defaults; None leaves one as it is. Errors: BadRequestError."""
+    known = {field.name for field in dataclasses.fields(Sampling)}
+    for name in given:
+        if name not in known:
+            raise BadRequestError(f"{str(name)[:40]!r} is no sampling setting.", param=str(name))
+    return dataclasses.replace(defaults, **{k: v for k, v in given.items() if v is not None})
 
 
 def _parse_tools(tools: object) -> tuple[Tool, ...]:

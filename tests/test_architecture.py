@@ -24,6 +24,7 @@ LAYERS = (
     ("fit", "chatformat"),
     ("engine",),
     ("answer",),
+    ("loading",),
     ("session",),
     ("server", "terminal"),
     ("cli",),

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from malformed_gguf import MALFORMED
+
+from localmistral.engine import Engine
 
 SYSTEM = ("--system", "You are a helpful assistant.")
 PARIS = ("--temperature", "0", *SYSTEM, "What is the capital of France?")
@@ -188,16 +191,22 @@ def test_tools_are_part_of_the_prompt_in_any_of_three_forms(
         (("run", "-m", "small-4:Q99", "hi"), 1, ["Q99", "UD-Q4_K_M"]),
         (("run", "-m", "hf:nothing", "hi"), 2, ["hf:ORG/REPOSITORY"]),
         (("run", "--effort", "banana", "hi"), 2, ["banana", "none, low, medium or high"]),
-        (("run", "--temperature", "-1", "hi"), 2, ["temperature", "-1"]),
+        (("run", "--temperature", "-1", "hi"), 2, ["--temperature is -1"]),
         (("run", "--temperature", "nan", "hi"), 2, ["temperature"]),
         (("run", "--seed", "99999999999", "hi"), 2, ["seed", "4294967294"]),
         (("run", "--seed", "x", "hi"), 2, ["--seed"]),
-        (("run", "--max-tokens", "0", "hi"), 2, ["max_tokens", "at least 1"]),
+        (("run", "--max-tokens", "0", "hi"), 2, ["--max-tokens is 0"]),
         (("run", "--context", "lots", "hi"), 2, ["lots", "32k"]),
         (("run", "--context", "0", "hi"), 2, ["whole number"]),
         (("run", "--kv-type", "q9", "hi"), 2, ["q9", "q8_0"]),
         (("run", "--tensor-split", "a,b", "hi"), 2, ["3,1"]),
-        (("run", "--threads", "-2", "hi"), 2, ["threads", "-2"]),
+        (("run", "--threads", "-2", "hi"), 2, ["--threads is -2"]),
+        (("run", "--threads", "100000", "hi"), 2, ["--threads", "512"]),
+        (("run", "--gpu-layers", "-5", "hi"), 2, ["--gpu-layers", "-5"]),
+        (("run", "-m", "x" * 5000, "hi"), 1, ["xxx"]),
+        (("run", "-m", "demo", "--quant", "Q4_K_M", "hi"), 2, ["--quant", "demo"]),
+        (("run", "-m", "small-4:Q4_K_M", "--quant", "Q8_0", "hi"), 2, ["--quant"]),
+        (("run", "--choice", "", "hi"), 2, ["--choice is empty"]),
         (("run", "--nope", "hi"), 2, ["--nope", "run --help"]),
         (("run", "--thinking-budget", "0", "hi"), 2, ["at least 1", "--effort none"]),
         (("run", "--tool", "nowhere.json", "hi"), 2, ["nowhere.json"]),
@@ -250,6 +259,50 @@ def test_a_truncated_model_ends_with_one_sentence(
     path = tmp_path / "cut.gguf"
     path.write_bytes(data[: int(len(data) * share)])
     check_refusal(run("run", "-m", path, "hi"), 1, "cut.gguf")
+
+
+def test_a_model_larger_than_memory_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "small-4.gguf"
+    script = Path(__file__).parent.parent / "scripts" / "make_header_gguf.py"
+    subprocess.run(
+        [sys.executable, script, path, "--model", "small-4", "--quant", "q8_0"],
+        check=True,
+        capture_output=True,
+    )
+    if psutil.virtual_memory().total > path.stat().st_size or Engine.has_gpu():
+        pytest.skip("this machine can hold it")
+    check_refusal(run("run", "-m", path, "hi"), 1, "The weights take 1", "GiB of RAM")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("redirection", "code"), [(">/dev/full", 1), (">&-", 0), ("2>/dev/full", 0), ("<&-", 0)]
+)
+def test_streams_that_are_full_or_closed_are_no_defect(redirection: str, code: int) -> None:
+    if "full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    python = f'"{sys.executable}" -m localmistral'
+    command = f'{python} run -m demo --stats "Hello" {redirection}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+    assert b"defect" not in done.stderr
+
+
+def test_a_long_prompt_is_answered_alike_whatever_else_runs(
+    smollm2_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("A cat sat on the mat and looked at the sea. " * 90, encoding="utf-8")
+    command = ("run", "-m", smollm2_path, "--temperature", "0", "--max-tokens", "60")
+    quiet = run(*command, "--file", path, "Summarise:").stdout
+    hogs = [subprocess.Popen([sys.executable, "-c", "while 1: pass"]) for _ in range(3)]
+    try:
+        assert run(*command, "--file", path, "Summarise:").stdout == quiet
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
 
 
 # The other commands.

@@ -645,6 +645,38 @@ def test_an_asynchronous_reader_that_leaves_cancels(engine: Engine) -> None:
     wait_until(lambda: engine.metrics().cancelled == before + 1)
 
 
+@pytest.mark.parametrize("how", ["cancel", "break"])
+def test_an_asynchronous_reader_that_is_cancelled_frees_the_engine(
+    engine: Engine, how: str
+) -> None:
+    before = engine.metrics().cancelled
+    stream = engine.submit(Request(prompt=ask(engine, "Talk."), ignore_eos=True))
+
+    async def read_all() -> None:
+        async for _ in stream:
+            if how == "break":
+                break
+
+    async def leave() -> None:
+        task = asyncio.create_task(read_all())
+        await asyncio.sleep(0.3)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(leave())
+    wait_until(lambda: engine.metrics().cancelled == before + 1)
+
+
+def test_a_waiting_request_is_cancelled_while_a_step_runs(smollm2_path: Path) -> None:
+    with Engine.load([smollm2_path], EngineSettings(context=2048)) as small:
+        running = small.submit(Request(prompt=long_prompt(small, 1900)))
+        waiting = small.submit(Request(prompt=(504,)))
+        wait_until(lambda: small.metrics().running == 1)
+        waiting.close()
+        assert waiting.wait(0)  # at once: the engine's thread need not hear of it
+        running.close()
+
+
 # The seams.
 
 

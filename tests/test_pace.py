@@ -59,6 +59,14 @@ def test_steps_alone_do_not_follow_small_changes_of_speed() -> None:
         assert pace.budget(writing=False, company=False) == ALONE_TOKENS
 
 
+def test_a_repeatable_prompt_alone_never_looks_at_the_clock() -> None:
+    pace = Pace(2048, offloaded=False)
+    for _ in range(20):
+        pace.measure(ALONE_TOKENS, 60.0, writing=False)
+    assert pace.budget(writing=False, company=False, steady=True) == ALONE_TOKENS
+    assert pace.budget(writing=False, company=True, steady=True) < ALONE_TOKENS
+
+
 def test_steps_of_prompts_in_company_take_about_a_second() -> None:
     pace = Pace(2048, offloaded=True)
     for _ in range(40):

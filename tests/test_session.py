@@ -150,6 +150,29 @@ def test_a_context_over_the_models_limit_is_refused(smollm2_path: Path) -> None:
         Chat.load(str(smollm2_path), context=9000)
 
 
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ({"max_tokens": "3"}, "max_tokens"), ({"max_tokens": True}, "max_tokens"),
+        ({"stop": [5]}, "stop"), ({"sampling": {"temperature": "0"}}, "temperature"),
+        ({"sampling": {"warmth": 1}}, "warmth"), ({"sampling": {"top_k": 40.0}}, "top_k"),
+        ({"sampling": {"seed": 1.5}}, "seed"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice"),
+    ],
+)  # fmt: skip
+def test_options_of_the_wrong_kind_are_named(
+    chat: Chat, options: dict[str, object], place: str
+) -> None:
+    with pytest.raises(BadRequestError) as refusal:
+        chat.stream([QUESTION], **options)  # type: ignore[arg-type]
+    assert refusal.value.param == place
+
+
+def test_null_options_are_absent_ones(chat: Chat) -> None:
+    options = {"stop": None, "tool_choice": None, "sampling": {"temperature": None, "seed": 1}}
+    assert finish(chat.stream([QUESTION], max_tokens=2, **options)).completion_tokens == 2  # type: ignore[arg-type]
+
+
 # From token events to deltas, without a model.
 
 

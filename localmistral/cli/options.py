@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -134,7 +135,9 @@ def _as_usage_error() -> Iterator[None]:
     try:
         yield
     except BadRequestError as error:
-        raise UsageError(error.message, error.hint) from error
+        option = f"--{error.param.replace('_', '-')}"
+        message = error.message.replace(error.param, option, 1) if error.param else error.message
+        raise UsageError(message, error.hint) from error
 
 
 def name_model(option: str | None, positional: str | None, quant: str | None) -> str:
@@ -146,7 +149,15 @@ def name_model(option: str | None, positional: str | None, quant: str | None) ->
     name = option if option is not None else positional
     if name is None:
         name = _choose_only_model()
-    return name if quant is None else f"{name}:{quant}"
+    if quant is None:
+        return name
+    if not name or ":" in name.removeprefix("hf:") or name == "demo" or Path(name).exists():
+        raise UsageError(
+            f"--quant {quant} chooses among the files of a model that is known by name, and "
+            f"{name!r} says already which one it is.",
+            "Leave --quant out.",
+        )
+    return f"{name}:{quant}"
 
 
 def _choose_only_model() -> str:

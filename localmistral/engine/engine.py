@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from localmistral.engine.jobs import Job
-from localmistral.engine.library import llama, logger
+from localmistral.engine.library import has_gpu, logger
 from localmistral.engine.metrics import EngineMetrics
 from localmistral.engine.model import Context, Model
 from localmistral.engine.scheduler import Scheduler
@@ -104,6 +104,11 @@ class Engine:
         """The text of `tokens`, control tokens spelled out."""
         return self._tokenizer.decode(tokens)
 
+    @staticmethod
+    def has_gpu() -> bool:
+        """Whether this build of llama.cpp finds a GPU."""
+        return has_gpu()
+
     @property
     def tokenizer(self) -> Tokenizer:
         return self._tokenizer
@@ -186,7 +191,7 @@ class _EngineThread(threading.Thread):
 
     def _serve(self, model: Model, context: Context) -> None:
         self.tokenizer = Tokenizer(model.vocabulary)
-        offloaded = bool(llama.llama_supports_gpu_offload()) and self.settings.gpu_layers != 0
+        offloaded = has_gpu() and self.settings.gpu_layers != 0
         self._scheduler = Scheduler(
             model, context, self.tokenizer, self.settings, offloaded=offloaded
         )

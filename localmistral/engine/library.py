@@ -27,6 +27,8 @@ _BLOCKTIME_MS = "1"
 
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 """ggml.h: enum ggml_log_level."""
+_GPU_TYPES = (1, 2)
+"""ggml-backend.h: enum ggml_backend_dev_type, GPU and IGPU."""
 _CONTINUED = 5
 
 
@@ -37,10 +39,11 @@ def _bound_waiting() -> None:
         os.environ["KMP_BLOCKTIME"] = _BLOCKTIME_MS
 
 
-__all__ = ["AbortFlag", "explain", "forget_complaints", "llama", "logger"]
+__all__ = ["AbortFlag", "explain", "forget_complaints", "has_gpu", "llama", "logger"]
 
 _bound_waiting()
 import llama_cpp.llama_cpp as llama  # noqa: E402  (the environment has to be set first)
+from llama_cpp._ggml import libggml  # noqa: E402
 
 
 class _Log:
@@ -74,6 +77,13 @@ _log = _Log()
 _log_callback = llama.llama_log_callback(_log.write)
 llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
 llama.llama_backend_init()
+
+
+def has_gpu() -> bool:
+    """Whether llama.cpp can compute on anything but the CPU of this machine."""
+    find = libggml.ggml_backend_dev_by_type
+    find.restype = ctypes.c_void_p
+    return any(find(kind) for kind in _GPU_TYPES)
 
 
 def explain(what: str) -> str:

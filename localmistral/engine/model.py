@@ -46,6 +46,7 @@ class Model:
         forget_complaints()
         params = llama.llama_model_default_params()
         params.n_gpu_layers = settings.gpu_layers
+        params.use_extra_bufts = settings.repack
         if not settings.mmap:
             params.load_mode = llama.LLAMA_LOAD_MODE_NONE
         if len(settings.tensor_split) > llama.LLAMA_MAX_DEVICES:

@@ -33,11 +33,14 @@ class Pace:
         self._rate_s = _FIRST_RATE_S
         self._writing_s = 0.0
 
-    def budget(self, *, writing: bool, company: bool) -> int:
+    def budget(self, *, writing: bool, company: bool, steady: bool = False) -> int:
         """Prompt tokens that the next step may carry.
 
-        `writing`: others wait for their next token in it; `company`: other requests are there.
+        `writing`: others wait for their next token in it; `company`: other requests are there;
+        `steady`: the request is meant to be repeatable, so alone it never looks at the clock.
         """
+        if steady and not writing and not company:
+            return self._alone_tokens
         if writing:
             room_s = max(SHARED_STEP_S, 2 * self._writing_s) - self._writing_s
             return max(SMALLEST_CHUNK, int(room_s / self._rate_s))

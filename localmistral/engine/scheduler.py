@@ -208,7 +208,11 @@ class Scheduler:
         with self._lock:
             company = len(self._running) + len(self._waiting) > 1
         budget = min(
-            self._pace.budget(writing=bool(writing), company=company),
+            self._pace.budget(
+                writing=bool(writing),
+                company=company,
+                steady=any(job.request.sampling.is_repeatable for job in reading),
+            ),
             self._context.capacity - self._context.rows,
         )
         grants = share_prompt(budget, [len(job.pending) for job in reading])

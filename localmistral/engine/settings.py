@@ -17,6 +17,7 @@ KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_
 MAX_SEED = 2**32 - 2
 """llama.cpp takes 2^32 - 1 for "draw one"."""
 MAX_TOP_LOGPROBS = 20
+MAX_TOKENS = 2**31 - 1
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 4096
 
@@ -31,6 +32,7 @@ _LOAD_RANGES = (
     ("batch", 1, 65_536),
     ("ubatch", 1, 65_536),
     ("threads", 0, 512),
+    ("gpu_layers", -1, 10_000),
 )
 """Bounds far beyond use: C's integers would wrap silently, and llama.cpp ends the process."""
 MAX_BIAS = 10_000
@@ -46,7 +48,8 @@ class EngineSettings:
     `context` is tokens per stream, `parallel` the number of streams that generate at once,
     `batch` the most tokens of one decode call and `ubatch` of one graph; 0 threads means the
     physical cores. `queue` is how many requests may wait. `cached` more sequences keep prefixes
-    of earlier requests. `gpu_layers` is -1 for all of them.
+    of earlier requests. `gpu_layers` is -1 for all of them. `repack` lets the CPU copy weights into
+    a layout that is faster for it, which takes their size in memory once more.
     """
 
     context: int = 4096
@@ -61,6 +64,7 @@ class EngineSettings:
     gpu_layers: int = -1
     tensor_split: tuple[float, ...] = ()
     mmap: bool = True
+    repack: bool = True
 
     def __post_init__(self) -> None:
         for name, low, high in _LOAD_RANGES:
@@ -148,8 +152,31 @@ def _check_breakers(breakers: Sequence[str]) -> None:
             )
 
 
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    """Refuse a value outside `low..high`; NaN is outside of everything."""
+_FRACTIONS = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "min_p",
+        "typical_p",
+        "top_n_sigma",
+        "xtc_probability",
+        "xtc_threshold",
+        "dry_multiplier",
+        "dry_base",
+        "repeat_penalty",
+        "frequency_penalty",
+        "presence_penalty",
+    }
+)
+
+
+def _check_range(name: str, value: object, low: float, high: float) -> None:
+    """Refuse what is no number, or outside `low..high`; NaN is outside of everything."""
+    kind = "a number" if name in _FRACTIONS else "a whole number"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or (name not in _FRACTIONS and not isinstance(value, int)):
+        raise BadRequestError(f"{name} is {str(value)[:40]!r}, it must be {kind}.", param=name)
+    assert isinstance(value, int | float)
     if not low <= value <= high:
         raise BadRequestError(
             f"{name} is {value}, it must be between {low} and {high}.", param=name
@@ -207,10 +234,8 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise BadRequestError("The prompt has 0 tokens, it needs at least 1.", param="prompt")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise BadRequestError(
-                f"max_tokens is {self.max_tokens}, it must be at least 1.", param="max_tokens"
-            )
+        if self.max_tokens is not None:
+            _check_range("max_tokens", self.max_tokens, 1, MAX_TOKENS)
         if self.top_logprobs is not None:
             _check_range("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
         if len(self.stop) > MAX_STOPS:
@@ -219,6 +244,8 @@ class Request:
                 param="stop",
             )
         for text in self.stop:
+            if not isinstance(text, str):
+                raise BadRequestError(f"A stop string is {text!r}, not a text.", param="stop")
             if not 0 < len(text) <= MAX_STOP_CHARACTERS:
                 raise BadRequestError(
                     f"A stop string has {len(text)} characters, it needs 1 to "

@@ -175,6 +175,7 @@ class Stream:
                     self._end(item)
         finally:
             self._channel.wake = None
+            self.close()  # a task that is cancelled, or leaves early, wants no more of it
 
     def _end(self, item: GenerationResult | LocalMistralError) -> None:
         if isinstance(item, LocalMistralError):
@@ -186,6 +187,12 @@ class Stream:
         """Cancel the request if it still runs; returns at once."""
         if not self._channel.finished.is_set():
             self._cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
 
     def __enter__(self) -> Self:
         return self

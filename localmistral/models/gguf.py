@@ -41,7 +41,7 @@ _LOOKALIKES = (
     (
         b"version https://git-lfs",
         "is a Git LFS pointer, not the model itself",
-        "Fetch the real file: git lfs pull, or localmistral pull MODEL",
+        "Fetch the real file: git lfs pull",
     ),
     (b"pk\x03\x04", "is a zip archive or a PyTorch checkpoint, not GGUF", ""),
     (b"\x1f\x8b", "is compressed with gzip: unpack it first", "gunzip FILE"),
@@ -52,7 +52,7 @@ _LOOKALIKES = (
     (b"\0" * 16, "begins with zeros, probably an unfinished download", DOWNLOAD_AGAIN),
     (b"{", "looks like JSON, probably an error instead of the download", DOWNLOAD_AGAIN),
 )
-_USE_GGUF = "Use a GGUF file; localmistral models lists some that can be pulled"
+_USE_GGUF = "Use a GGUF file of a chat model; localmistral models lists some."
 
 
 def read_shape(path: Path) -> ModelShape:

@@ -18,7 +18,7 @@ from localmistral.models.tensor_types import TENSOR_TYPES, TensorType
 
 Buffer = bytes | mmap.mmap
 
-DOWNLOAD_AGAIN = "Download the file again: localmistral pull MODEL"
+DOWNLOAD_AGAIN = "Download the file again."
 
 DEFAULT_ALIGNMENT = 32
 # llama.cpp asserts that mapped weights start on 32 bytes; real files use 32.

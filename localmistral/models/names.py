@@ -83,7 +83,8 @@ def resolve(name: str, catalog: Catalog | None = None) -> Resolved:
     try:
         return _resolve_catalog(name, catalog or load_catalog())
     except ModelNotFoundError:
-        if Path(name).exists():  # a bare file name without .gguf; the catalogue's names go first
+        # A bare file name without .gguf; the catalogue's names go first.
+        if len(name) < _SHOWN_LENGTH and Path(name).exists():
             return _resolve_path(name)
         raise
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from localmistral.answer import ChatResult, ChatStream
 from localmistral.chatformat.effort import EFFORTS, parse_effort
-from localmistral.errors import LocalMistralError, UsageError
+from localmistral.errors import ContextOverflowError, LocalMistralError, UsageError
 from localmistral.session import Chat
 from localmistral.terminal.oneshot import explain_length
 from localmistral.terminal.render import AnswerView, describe_result, print_error, print_note
@@ -46,7 +46,7 @@ def make_line_reader() -> LineReader:
     def _(event: Any) -> None:
         event.current_buffer.insert_text("\n")
 
-    session: PromptSession[str] = PromptSession(key_bindings=bindings)
+    session: PromptSession[str] = PromptSession(key_bindings=bindings, enable_suspend=True)
     return lambda: session.prompt("> ", prompt_continuation="  ")
 
 
@@ -94,7 +94,7 @@ class Conversation:
                 continue
             except EOFError:
                 return
-            if line.strip() == "/exit":
+            if line.split()[:1] and line.split()[0].lower() in ("/exit", "/quit"):
                 return
             try:
                 self._take(line)
@@ -107,12 +107,14 @@ class Conversation:
                 self._obey(line)
             elif line.strip():
                 self._answer(line.removeprefix("/"))
+        except ContextOverflowError as error:
+            print_error(LocalMistralError(error.message, "/clear forgets the conversation."))
         except LocalMistralError as error:
             print_error(error)
 
     def _obey(self, line: str) -> None:
         name, _, argument = line.strip().partition(" ")
-        command = self._commands.get(name)
+        command = self._commands.get(name.lower())
         if command is None:
             near = difflib.get_close_matches(name, [*self._commands, "/exit"], n=1)
             hint = f"Did you mean {near[0]}?" if near else "Type /help for the commands."
@@ -169,6 +171,6 @@ class Conversation:
                 print_note(f"({self._chat.title} has no reasoning switch: this has no effect)")
         print_note(f"effort: {self._effort or 'the default'} (of {', '.join(EFFORTS)})")
 
-    def _toggle_stats(self, _: str) -> None:
-        self._shows_stats = not self._shows_stats
+    def _toggle_stats(self, wanted: str) -> None:
+        self._shows_stats = {"on": True, "off": False}.get(wanted.lower(), not self._shows_stats)
         print_note(f"statistics are {'shown' if self._shows_stats else 'hidden'}")

@@ -63,8 +63,12 @@ def read_tools(paths: list[Path]) -> list[Any]:
 
 
 def _wrap_function(tool: Any) -> Any:
-    is_bare = isinstance(tool, dict) and "name" in tool and "function" not in tool
-    return {"type": "function", "function": tool} if is_bare else tool
+    if not isinstance(tool, dict) or "name" not in tool or "function" in tool:
+        return tool
+    function = {key: value for key, value in tool.items() if key not in ("type", "input_schema")}
+    if "input_schema" in tool:  # Anthropic's name for it
+        function.setdefault("parameters", tool["input_schema"])
+    return {"type": "function", "function": function}
 
 
 def _read_json(path: Path) -> Any:
@@ -75,8 +79,17 @@ def _read_json(path: Path) -> Any:
         raise UsageError(
             f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}."
         ) from error
-    except RecursionError as error:
-        raise UsageError(f"{path} is nested too deeply to be read.") from error
+    except (RecursionError, ValueError) as error:  # a number of 5,000 digits, say
+        raise UsageError(f"{path} is nested too deeply, or its numbers are too long.") from error
+
+
+def _unwrap_schema(found: Any) -> JsonSchema:
+    """A schema, or OpenAI's wrappings of one: `json_schema` with `name`, `schema`, `strict`."""
+    if isinstance(found, dict) and found.get("type") == "json_schema":
+        found = found.get("json_schema", found)
+    if isinstance(found, dict) and isinstance(found.get("schema"), dict):
+        return JsonSchema(schema=found["schema"], strict=found.get("strict") is not False)
+    return JsonSchema(schema=found)
 
 
 def read_output(json_schema: Path | None, choices: list[str]) -> Spec | None:
@@ -84,7 +97,9 @@ def read_output(json_schema: Path | None, choices: list[str]) -> Spec | None:
     if json_schema is not None and choices:
         raise UsageError("--json-schema and --choice were both given.", "Use one of them.")
     if json_schema is not None:
-        return JsonSchema(schema=_read_json(json_schema))
+        return _unwrap_schema(_read_json(json_schema))
+    if not all(choices):
+        raise UsageError("A --choice is empty.", "Leave it out, or give it a text.")
     return Choice(options=tuple(choices)) if choices else None
 
 

@@ -40,17 +40,24 @@ def error_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def _whatever_becomes_of_stderr() -> contextlib.suppress:
+    """A remark that can't be shown changes neither the answer nor the exit code."""
+    return contextlib.suppress(OSError)
+
+
 def print_error(error: LocalMistralError) -> None:
     """One sentence, and what to do next."""
-    console = error_console()
-    console.print(Text.assemble(("error: ", "bold red"), make_printable(error.message)))
-    if error.hint:
-        console.print(Text(make_printable(error.hint), style="dim"))
+    with _whatever_becomes_of_stderr():
+        console = error_console()
+        console.print(Text.assemble(("error: ", "bold red"), make_printable(error.message)))
+        if error.hint:
+            console.print(Text(make_printable(error.hint), style="dim"))
 
 
 def print_note(text: str) -> None:
     """A remark beside the answer."""
-    error_console().print(Text(make_printable(text), style="dim"))
+    with _whatever_becomes_of_stderr():
+        error_console().print(Text(make_printable(text), style="dim"))
 
 
 class ThinkingView:
