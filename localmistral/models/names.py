@@ -152,7 +152,7 @@ def _nearest_names(wanted: str, catalog: Catalog) -> list[str]:
     def likeness(name: str) -> float:
         return difflib.SequenceMatcher(None, folded, name).ratio()
 
-    best = [max((m.name, *m.aliases), key=likeness) for m in catalog.models]
+    best = [DEMO, *(max((m.name, *m.aliases), key=likeness) for m in catalog.models)]
     return sorted(best, key=likeness, reverse=True)[:3]
 
 
