@@ -274,3 +274,25 @@ def tiny_mistral4_tensors() -> list[TensorSpec]:
             )
         ]
     return tensors
+
+
+def tekken_vocabulary(tokens: Sequence[str], kinds: Sequence[int], merges: Sequence[str]) -> Gguf:
+    """A file that holds a Tekken-style vocabulary and no weights; token 1 is BOS and 2 is EOS."""
+    return Gguf(
+        metadata={
+            "general.architecture": "llama",
+            "llama.block_count": 1,
+            "llama.context_length": 512,
+            "llama.embedding_length": 32,
+            "llama.feed_forward_length": 32,
+            "llama.attention.head_count": 1,
+            "llama.attention.layer_norm_rms_epsilon": 1e-5,
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "tekken",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": Typed(ValueType.INT32, kinds),
+            "tokenizer.ggml.merges": merges,
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+        }
+    )

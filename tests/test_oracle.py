@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_writer import Gguf, Typed
+from gguf_writer import tekken_vocabulary
 from oracle import (
     CONTROL_TEXT,
     FAMILY_NAMES,
@@ -41,7 +41,6 @@ from oracle import (
 from localmistral.engine.library import llama
 from localmistral.engine.tokenizer import Tokenizer
 from localmistral.errors import BadRequestError
-from localmistral.models.header import ValueType
 
 THINKING_FAMILIES = ("v13-reasoning", "v15")
 RANDOM_CONVERSATIONS = 150
@@ -510,24 +509,8 @@ def llama_tokenizer(
     def make(family: str) -> Tokenizer:
         tokens, merges = small_vocabulary(family)
         kinds = [3] * SLOTS + [1] * (len(tokens) - SLOTS)
-        metadata: dict[str, Any] = {
-            "general.architecture": "llama",
-            "llama.block_count": 1,
-            "llama.context_length": 512,
-            "llama.embedding_length": 32,
-            "llama.feed_forward_length": 32,
-            "llama.attention.head_count": 1,
-            "llama.attention.layer_norm_rms_epsilon": 1e-5,
-            "tokenizer.ggml.model": "gpt2",
-            "tokenizer.ggml.pre": "tekken",
-            "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.token_type": Typed(ValueType.INT32, kinds),
-            "tokenizer.ggml.merges": merges,
-            "tokenizer.ggml.bos_token_id": 1,
-            "tokenizer.ggml.eos_token_id": 2,
-        }
         path: Path = tmp_path_factory.mktemp("vocabulary") / f"{family}.gguf"
-        path.write_bytes(Gguf(metadata=metadata).data())
+        path.write_bytes(tekken_vocabulary(tokens, kinds, merges).data())
         params = llama.llama_model_default_params()
         params.vocab_only = True
         model = llama.llama_model_load_from_file(str(path).encode(), params)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from gguf_writer import Gguf, Typed
+from gguf_writer import tekken_vocabulary
 
 from localmistral.engine.library import llama
 from localmistral.engine.tokenizer import _LONGEST_RUN, Tokenizer, _cut_runs, _measure_run
 from localmistral.errors import BadRequestError, EngineError
-from localmistral.models.header import ValueType
 
 
 def byte_names() -> list[str]:
@@ -29,24 +27,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tokenizer]:
     """A Tekken-style vocabulary: bytes, a few merges, `[INST]` as a control token."""
     tokens = ["<unk>", "<s>", "</s>", "[INST]", "[MARK]", *byte_names(), "he", "ll", "hell"]
     types = [3, 3, 3, 3, 4, *[1] * (len(tokens) - 5)]
-    metadata: dict[str, Any] = {
-        "general.architecture": "llama",
-        "llama.block_count": 1,
-        "llama.context_length": 512,
-        "llama.embedding_length": 32,
-        "llama.feed_forward_length": 32,
-        "llama.attention.head_count": 1,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "tekken",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": Typed(ValueType.INT32, types),
-        "tokenizer.ggml.merges": ["h e", "l l", "he ll"],
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-    }
     path: Path = tmp_path_factory.mktemp("vocabulary") / "tekken.gguf"
-    path.write_bytes(Gguf(metadata=metadata).data())
+    path.write_bytes(tekken_vocabulary(tokens, types, ["h e", "l l", "he ll"]).data())
     params = llama.llama_model_default_params()
     params.vocab_only = True
     model = llama.llama_model_load_from_file(str(path).encode(), params)
