@@ -40,6 +40,10 @@ class ModelFileError(LocalMistralError):
     """A model file is damaged, cut short or no GGUF at all."""
 
 
+class DownloadError(LocalMistralError):
+    """The Hub can't be reached or refuses, what it sent isn't the file, or the disk is full."""
+
+
 class TemplateError(LocalMistralError):
     """A chat template can't be compiled, refuses the conversation, or passes its limits."""
 
@@ -50,3 +54,17 @@ class BusyError(LocalMistralError):
 
 class EngineError(LocalMistralError):
     """llama.cpp failed; the message carries its own log line."""
+
+
+class OutOfMemoryError(EngineError):
+    """A device has no room for the weights, the context or a graph: smaller values may load.
+
+    `device` is its name, `wanted_bytes` what it could not give; empty and 0 where unknown.
+    """
+
+    def __init__(
+        self, message: str, hint: str = "", *, device: str = "", wanted_bytes: int = 0
+    ) -> None:
+        super().__init__(message, hint)
+        self.device = device
+        self.wanted_bytes = wanted_bytes

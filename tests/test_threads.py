@@ -13,6 +13,7 @@ import pytest
 from localmistral.engine import Engine, EngineSettings, Request, Sampling, TokenEvent
 from localmistral.engine import threads as module
 from localmistral.engine.threads import CpuTimes, ThreadCount, choose_threads, count_cores
+from localmistral.fit import limits
 
 START = CpuTimes(0.0, 100.0, 10.0)
 
@@ -39,14 +40,13 @@ def test_a_fixed_number_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count.current == 3
 
 
-def test_a_containers_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quota = tmp_path / "cpu.max"
-    monkeypatch.setattr(module, "_QUOTA", quota)
-    for text, expected in (("100000 100000\n", 1), ("max 100000\n", None), ("", None)):
-        quota.write_text(text, encoding="ascii")
-        limit = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-        assert count_cores() <= (expected or limit)
-    assert count_cores() >= 1
+@pytest.mark.parametrize(("cpus", "allowed"), [(1.0, None), (0.5, None), (None, 1)])
+def test_a_containers_limits_count(
+    cpus: float | None, allowed: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = limits.Limits(cpus=cpus, allowed_cpus=allowed)
+    monkeypatch.setattr(limits, "read_limits", lambda: found)
+    assert count_cores() == 1
 
 
 def test_busy_processes_are_seen_and_their_end_too() -> None:

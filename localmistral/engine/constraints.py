@@ -30,8 +30,22 @@ from localmistral.engine.lark_check import check_lark
 from localmistral.engine.regex_check import check_regex
 from localmistral.engine.schema_check import check_schema
 from localmistral.engine.settings import Constraint, Logits
+from localmistral.engine.specs import Choice, Gbnf, JsonObject, JsonSchema, Lark, Regex, Spec
 from localmistral.engine.tokenizer import Tokenizer, run_with_stack
 from localmistral.errors import BadRequestError, EngineError
+
+__all__ = [
+    "Choice",
+    "Constraint",
+    "ConstraintCompiler",
+    "Gbnf",
+    "JsonObject",
+    "JsonSchema",
+    "Lark",
+    "Regex",
+    "Spec",
+    "Thinking",
+]
 
 MAX_OPTIONS = 10_000
 MAX_OPTION_BYTES = 256 * 1024
@@ -42,61 +56,6 @@ FLEXIBLE_WHITESPACE = r" |\n[ ]{0,32}"
 _WHITESPACE = {"flexible": FLEXIBLE_WHITESPACE, "compact": ""}
 _COMPILE_STACK_BYTES = 64 * 2**20
 """Compilers recurse along rules and references; a thread's own stack may have 0.5 MiB."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JsonSchema:
-    """A JSON document that satisfies `schema`, its properties in the schema's order.
-
-    `strict` refuses keywords that can't be enforced; otherwise they are ignored.
-    """
-
-    schema: Any
-    whitespace: Literal["flexible", "compact"] = "flexible"
-    strict: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JsonObject:
-    """Any JSON object."""
-
-    whitespace: Literal["flexible", "compact"] = "flexible"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Regex:
-    """Text that `pattern` (syntax of Rust's regex, no look-around) matches from end to end."""
-
-    pattern: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lark:
-    """Text of a grammar in llguidance's Lark; `<[9]>` is the control token with id 9.
-
-    `lenient` lets pass what is only warned of, such as parts of a %json schema that were ignored
-    because its "x-guidance" says so.
-    """
-
-    grammar: str
-    lenient: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """One of `options`, to the letter."""
-
-    options: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gbnf:
-    """Text of a grammar in llama.cpp's GBNF, from its rule `root`."""
-
-    grammar: str
-
-
-Spec = JsonSchema | JsonObject | Regex | Lark | Choice | Gbnf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

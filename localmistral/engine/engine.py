@@ -11,19 +11,20 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
+from localmistral.engine.buffers import LoadReport, read_report
 from localmistral.engine.jobs import Job
 from localmistral.engine.library import has_gpu, logger
 from localmistral.engine.metrics import EngineMetrics
-from localmistral.engine.model import Context, Model
+from localmistral.engine.model import Context, Model, fit_settings
+from localmistral.engine.offload import name_buffers
 from localmistral.engine.scheduler import Scheduler
 from localmistral.engine.settings import EngineSettings, Request
 from localmistral.engine.stream import Channel, Stream
 from localmistral.engine.tokenizer import Tokenizer
-from localmistral.errors import BadRequestError, ContextOverflowError, EngineError
+from localmistral.errors import ContextOverflowError, EngineError
 
 _POLL_S = 0.1
 
@@ -49,8 +50,9 @@ class Engine:
     ) -> Self:
         """Load `files` (all shards, in order) and make the context.
 
-        Ctrl-C stops the load. Raises ModelFileError for what llama.cpp can't load, EngineError
-        when the context doesn't fit in memory. `on_progress` gets 0.0-1.0 on another thread.
+        Ctrl-C stops the load. Raises ModelFileError for what llama.cpp can't load,
+        OutOfMemoryError where a device has no room, EngineError for devices and splits that can't
+        be. `on_progress` gets 0.0-1.0 on another thread.
         """
         thread = _EngineThread(files, settings or EngineSettings(), on_progress)
         thread.start()
@@ -93,8 +95,8 @@ class Engine:
                 f"Shorten it{larger}.",
                 param="messages",
             )
-        self._tokenizer.check(request.prompt)
-        self._tokenizer.check(list(request.sampling.logit_bias))
+        self._tokenizer.check(request.prompt, param="prompt")
+        self._tokenizer.check(list(request.sampling.logit_bias), param="logit_bias")
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids of `text`, without BOS; control-token text counts only with `parse_special`."""
@@ -112,6 +114,12 @@ class Engine:
     @property
     def tokenizer(self) -> Tokenizer:
         return self._tokenizer
+
+    @property
+    def report(self) -> LoadReport:
+        """What the load took on every device, by llama.cpp's own account."""
+        assert self._thread.report is not None
+        return self._thread.report
 
     @property
     def is_alive(self) -> bool:
@@ -150,6 +158,7 @@ class _EngineThread(threading.Thread):
         self.ready = threading.Event()
         self.error: BaseException | None = None
         self.tokenizer: Tokenizer | None = None
+        self.report: LoadReport | None = None
         self.is_serving = False
         self.limit = 0
 
@@ -172,10 +181,11 @@ class _EngineThread(threading.Thread):
         context: Context | None = None
         try:
             model = Model(self._files, self.settings, self._report)
-            self.settings = _fit_context(self.settings, model)
+            self.settings = fit_settings(self.settings, model)
             self.limit = model.trained_context
             sequences = self.settings.parallel + self.settings.cached
             context = Context(model, self.settings, sequences)
+            self.report = read_report(model.log + context.log, name_buffers(self.settings))
             self._serve(model, context)
         except BaseException as error:  # noqa: BLE001  (raised by `load`, or logged)
             self._note(error)
@@ -191,9 +201,9 @@ class _EngineThread(threading.Thread):
 
     def _serve(self, model: Model, context: Context) -> None:
         self.tokenizer = Tokenizer(model.vocabulary)
-        offloaded = has_gpu() and self.settings.gpu_layers != 0
+        assert self.report is not None
         self._scheduler = Scheduler(
-            model, context, self.tokenizer, self.settings, offloaded=offloaded
+            model, context, self.tokenizer, self.settings, offloaded=self.report.is_offloaded
         )
         if self._stopped:
             return
@@ -211,19 +221,6 @@ class _EngineThread(threading.Thread):
         if self._on_progress is not None:
             self._on_progress(done)
         return not self._stopped
-
-
-def _fit_context(settings: EngineSettings, model: Model) -> EngineSettings:
-    """Refuse a context that the model was not made for."""
-    trained = model.trained_context
-    if settings.context > trained > 0:
-        raise BadRequestError(
-            f"A context of {settings.context} tokens is asked for, the model's limit is {trained}.",
-            f"Use --context {trained} or less.",
-            param="context",
-        )
-    # llama.cpp ends the process if a batch can't hold a token of every sequence.
-    return replace(settings, batch=max(settings.batch, settings.parallel + settings.cached))
 
 
 def _round_up(tokens: int) -> int:

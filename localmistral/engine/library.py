@@ -9,6 +9,8 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 logger = logging.getLogger("localmistral.llama")
@@ -39,7 +41,20 @@ def _bound_waiting() -> None:
         os.environ["KMP_BLOCKTIME"] = _BLOCKTIME_MS
 
 
-__all__ = ["AbortFlag", "explain", "forget_complaints", "has_gpu", "llama", "logger"]
+__all__ = [
+    "AbortFlag",
+    "LogLine",
+    "capture_log",
+    "explain",
+    "forget_complaints",
+    "has_gpu",
+    "libggml",
+    "llama",
+    "logger",
+]
+
+LogLine = tuple[int, str]
+"""A line of llama.cpp's log: its level as in `logging`, its text."""
 
 _bound_waiting()
 import llama_cpp.llama_cpp as llama  # noqa: E402  (the environment has to be set first)
@@ -51,7 +66,8 @@ class _Log:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._complaints: collections.deque[tuple[int, str]] = collections.deque(maxlen=8)
+        self._complaints: collections.deque[LogLine] = collections.deque(maxlen=8)
+        self._captures: dict[int, list[list[LogLine]]] = {}
         self._level = logging.INFO
 
     def write(self, level: int, text: bytes | None, _user_data: object) -> None:
@@ -61,11 +77,29 @@ class _Log:
         if not line.strip(" ."):
             return
         logger.log(self._level, "%s", line)
-        if self._level >= logging.WARNING:
-            with self._lock:
-                self._complaints.append((self._level, line.strip()))
+        kept = (self._level, line.strip())
+        with self._lock:
+            for lines in self._captures.get(threading.get_ident(), ()):
+                lines.append(kept)
+            if self._level >= logging.WARNING:
+                self._complaints.append(kept)
 
-    def take_complaints(self) -> list[tuple[int, str]]:
+    def start_capture(self) -> list[LogLine]:
+        """A list that gets what is logged on this thread from now on."""
+        lines: list[LogLine] = []
+        with self._lock:
+            self._captures.setdefault(threading.get_ident(), []).append(lines)
+        return lines
+
+    def stop_capture(self) -> None:
+        """End the latest capture of this thread."""
+        thread = threading.get_ident()
+        with self._lock:
+            self._captures[thread].pop()
+            if not self._captures[thread]:
+                del self._captures[thread]
+
+    def take_complaints(self) -> list[LogLine]:
         """The warnings and errors since the last call as (level, line), oldest first."""
         with self._lock:
             complaints = list(self._complaints)
@@ -86,9 +120,28 @@ def has_gpu() -> bool:
     return any(find(kind) for kind in _GPU_TYPES)
 
 
-def explain(what: str) -> str:
-    """`what` failed: one sentence with llama.cpp's own last complaint in it, if it made one."""
-    complaints = _log.take_complaints()
+@contextmanager
+def capture_log() -> Iterator[list[LogLine]]:
+    """What llama.cpp logs on this thread inside the `with` block, in order.
+
+    llama.cpp has one log for the whole process, but calls back on the thread that logs: an engine
+    that runs meanwhile on its own thread leaves no line here, and loses none.
+    """
+    lines = _log.start_capture()
+    try:
+        yield lines
+    finally:
+        _log.stop_capture()
+
+
+def explain(what: str, lines: Sequence[LogLine] | None = None) -> str:
+    """`what` failed: one sentence with llama.cpp's own complaint in it, if it made one.
+
+    The complaint is the first of the worst among `lines`, or among all threads' since
+    `forget_complaints`.
+    """
+    kept = _log.take_complaints() if lines is None else lines
+    complaints = [line for line in kept if line[0] >= logging.WARNING]
     if not complaints:
         return f"{what}; llama.cpp gave no reason."
     first_of_worst = max(complaints, key=lambda complaint: complaint[0])

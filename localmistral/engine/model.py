@@ -7,18 +7,16 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from localmistral.engine.library import (
-    AbortFlag,
-    explain,
-    forget_complaints,
-    llama,
-)
+from localmistral.engine.failures import explain_context, explain_load
+from localmistral.engine.library import AbortFlag, capture_log, llama
+from localmistral.engine.offload import apply_offload, check_offload, name_buffers
 from localmistral.engine.settings import EngineSettings, Logits
 from localmistral.engine.threads import ThreadCount
 from localmistral.errors import BadRequestError, EngineError, ModelFileError
@@ -38,31 +36,37 @@ ABORTED = 2
 
 
 class Model:
-    """The weights of one model in memory."""
+    """The weights of one model in memory; `log` is what llama.cpp said of the load."""
 
     def __init__(
-        self, files: Sequence[Path], settings: EngineSettings, progress: Progress | None = None
+        self,
+        files: Sequence[Path],
+        settings: EngineSettings,
+        progress: Progress | None = None,
+        *,
+        is_dry: bool = False,
     ) -> None:
-        forget_complaints()
+        """Load `files`. A dry model has no weights: its contexts compute buffer sizes alone.
+
+        Raises ModelFileError for what llama.cpp can't load, OutOfMemoryError where a device has
+        no room, EngineError for devices and splits that can't be.
+        """
+        check_offload(files, settings)
         params = llama.llama_model_default_params()
-        params.n_gpu_layers = settings.gpu_layers
+        kept = apply_offload(params, settings)
         params.use_extra_bufts = settings.repack
-        if not settings.mmap:
+        params.no_alloc = is_dry
+        if is_dry or not settings.mmap:
             params.load_mode = llama.LLAMA_LOAD_MODE_NONE
-        if len(settings.tensor_split) > llama.LLAMA_MAX_DEVICES:
-            raise BadRequestError(
-                f"tensor_split has {len(settings.tensor_split)} shares, llama.cpp knows at most "
-                f"{llama.LLAMA_MAX_DEVICES} devices.",
-                "Give one share per GPU.",
-            )
-        if settings.tensor_split:
-            shares = (ctypes.c_float * llama.LLAMA_MAX_DEVICES)(*settings.tensor_split)
-            params.tensor_split = shares
         if progress is not None:
             report = progress
             callback = llama.llama_progress_callback(lambda done, _: report(done))
             params.progress_callback = callback
-        self.pointer = self._load(files, params)
+        with capture_log() as self.log:
+            self.pointer = self._load(files, params)
+        del kept
+        if not self.pointer:
+            raise explain_load(files[0].name, self.log, name_buffers(settings))
         self._refuse_other_kinds(files[0].name)
         self.vocabulary = llama.llama_model_get_vocab(self.pointer)
 
@@ -70,16 +74,9 @@ class Model:
     def _load(files: Sequence[Path], params: Any) -> Any:
         names = [_encode_path(path) for path in files]
         if len(names) == 1:
-            pointer = llama.llama_model_load_from_file(names[0], params)
-        else:
-            array = (ctypes.c_char_p * len(names))(*names)
-            pointer = llama.llama_model_load_from_splits(array, len(names), params)
-        if not pointer:
-            raise ModelFileError(
-                explain(f"{files[0].name} could not be loaded"),
-                "Run it again with --verbose to see llama.cpp's whole log.",
-            )
-        return pointer
+            return llama.llama_model_load_from_file(names[0], params)
+        array = (ctypes.c_char_p * len(names))(*names)
+        return llama.llama_model_load_from_splits(array, len(names), params)
 
     def _refuse_other_kinds(self, name: str) -> None:
         """Only decoders write text from left to right; the calls for it abort on others."""
@@ -121,21 +118,20 @@ class Context:
     """llama.cpp's context: one batch under construction, and the memory of `sequences`.
 
     Fill the batch with `add`, then `decode` it. Logits of rows that asked for them are valid
-    until the next `decode`.
+    until the next `decode`. `log` is what llama.cpp said when it made the context.
     """
 
     def __init__(self, model: Model, settings: EngineSettings, sequences: int) -> None:
+        """Raises OutOfMemoryError where a device has no room, EngineError for anything else."""
         self._n_vocab = int(llama.llama_vocab_n_tokens(model.vocabulary))
         self.abort = AbortFlag()
         self.cells = _round_up(settings.context * settings.parallel)
         params = self._params(settings, sequences)
-        forget_complaints()
-        self.pointer = llama.llama_init_from_model(model.pointer, params)
+        with capture_log() as self.log:
+            self.pointer = llama.llama_init_from_model(model.pointer, params)
         if not self.pointer:
-            raise EngineError(
-                explain(f"A context of {self.cells} tokens could not be made"),
-                f"Ask for less memory: --context {max(256, settings.context // 2)}",
-            )
+            smaller = max(_CONTEXT_MULTIPLE, settings.context // 2)
+            raise explain_context(self.cells, smaller, self.log, name_buffers(settings))
         self._memory = llama.llama_get_memory(self.pointer)
         if not self._memory:
             self.close()
@@ -260,6 +256,19 @@ class Context:
         if self.pointer:
             llama.llama_free(self.pointer)
             self.pointer = None
+
+
+def fit_settings(settings: EngineSettings, model: Model) -> EngineSettings:
+    """Refuse a context that the model was not made for; a batch with room for every sequence."""
+    trained = model.trained_context
+    if settings.context > trained > 0:
+        raise BadRequestError(
+            f"A context of {settings.context} tokens is asked for, the model's limit is {trained}.",
+            f"Use --context {trained} or less.",
+            param="context",
+        )
+    # llama.cpp ends the process if a batch can't hold a token of every sequence.
+    return replace(settings, batch=max(settings.batch, settings.parallel + settings.cached))
 
 
 def _encode_path(path: Path) -> bytes:

@@ -14,12 +14,14 @@ import numpy.typing as npt
 from localmistral.errors import BadRequestError
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+SPLIT_MODES = ("none", "layer", "tensor")
 MAX_SEED = 2**32 - 2
 """llama.cpp takes 2^32 - 1 for "draw one"."""
 MAX_TOP_LOGPROBS = 20
 MAX_TOKENS = 2**31 - 1
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 4096
+MAX_LAYERS = 10_000
 
 Logits = npt.NDArray[np.float32]
 
@@ -32,7 +34,7 @@ _LOAD_RANGES = (
     ("batch", 1, 65_536),
     ("ubatch", 1, 65_536),
     ("threads", 0, 512),
-    ("gpu_layers", -1, 10_000),
+    ("gpu_layers", -1, MAX_LAYERS),
 )
 """Bounds far beyond use: C's integers would wrap silently, and llama.cpp ends the process."""
 MAX_BIAS = 10_000
@@ -50,6 +52,12 @@ class EngineSettings:
     physical cores. `queue` is how many requests may wait. `cached` more sequences keep prefixes
     of earlier requests. `gpu_layers` is -1 for all of them. `repack` lets the CPU copy weights into
     a layout that is faster for it, which takes their size in memory once more.
+
+    `devices` are names as ggml reports them (`CUDA0`, `RPC1`), in the order of `tensor_split`;
+    empty leaves the choice to llama.cpp, ("CPU",) uses no other device at all. `tensor_split` are
+    the devices' shares: layers, where they are integers that sum to `gpu_layers`. The routed
+    experts of `cpu_expert_layers` stay in RAM. `split_mode` is none (the first device alone),
+    layer, or tensor (every matrix over all devices).
     """
 
     context: int = 4096
@@ -62,7 +70,10 @@ class EngineSettings:
     kv_type: str = "f16"
     flash_attention: bool | None = None
     gpu_layers: int = -1
+    devices: tuple[str, ...] = ()
     tensor_split: tuple[float, ...] = ()
+    cpu_expert_layers: tuple[int, ...] = ()
+    split_mode: str = "layer"
     mmap: bool = True
     repack: bool = True
 
@@ -73,6 +84,51 @@ class EngineSettings:
             raise BadRequestError(
                 f"The KV type {self.kv_type!r} is not known.", f"Use one of {', '.join(KV_TYPES)}."
             )
+        _check_devices(self.devices)
+        _check_shares(self.tensor_split, len(self.devices))
+        for layer in self.cpu_expert_layers:
+            _check_range("cpu_expert_layers", layer, 0, MAX_LAYERS)
+        _check_split_mode(self.split_mode, self.devices, self.flash_attention)
+
+
+def _check_devices(devices: Sequence[str]) -> None:
+    if len(set(devices)) < len(devices):
+        raise BadRequestError(
+            f"A device is named twice in {', '.join(devices)}.", "Name every device once."
+        )
+    if "CPU" in devices and len(devices) > 1:
+        raise BadRequestError(
+            f"The CPU is named among {len(devices)} devices, it takes what they leave anyway.",
+            "Name the CPU alone, or leave it out.",
+        )
+
+
+def _check_shares(shares: Sequence[float], device_count: int) -> None:
+    if not all(isinstance(share, int | float) and 0 <= share < math.inf for share in shares):
+        raise BadRequestError(
+            f"tensor_split is {', '.join(map(str, shares))}, its shares must be 0 or more.",
+            param="tensor_split",
+        )
+    if shares and not any(shares):
+        raise BadRequestError("All shares of tensor_split are 0.", param="tensor_split")
+    if device_count and len(shares) > device_count:
+        raise BadRequestError(
+            f"tensor_split has {len(shares)} shares for {device_count} devices.",
+            "Give one share per device.",
+            param="tensor_split",
+        )
+
+
+def _check_split_mode(mode: str, devices: Sequence[str], flash_attention: bool | None) -> None:
+    if mode not in SPLIT_MODES:
+        raise BadRequestError(
+            f"The split mode {mode!r} is not known.", f"Use one of {', '.join(SPLIT_MODES)}."
+        )
+    if mode == "tensor" and (len(devices) == 1 or flash_attention is False):
+        needs = "at least 2 devices" if len(devices) == 1 else "flash attention"
+        raise BadRequestError(
+            f"The split mode tensor needs {needs}.", "Use the split mode layer.", param="split_mode"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

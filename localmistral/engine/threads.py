@@ -9,31 +9,19 @@ Knows nothing of llama.cpp.
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
+from localmistral.fit import limits
+
 _WINDOW_S = 0.5
 """Shortest stretch over which others' use is measured: CPU times come in steps of 10 ms."""
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def count_cores() -> int:
     """The physical cores that this process may use."""
-    logical = psutil.cpu_count(logical=True) or 1
-    physical = psutil.cpu_count(logical=False) or logical
-    process = psutil.Process()
-    allowed = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else logical
-    return max(1, min(physical, allowed, _read_quota() or physical))
-
-
-def _read_quota() -> int | None:
-    """Cores that a container's quota grants, rounded up; None without a quota (cgroup v2)."""
-    try:
-        quota, period = _QUOTA.read_text(encoding="ascii").split()[:2]
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else max(1, -(-int(quota) // int(period)))
+    physical = psutil.cpu_count(logical=False) or psutil.cpu_count(logical=True) or 1
+    return limits.count_cores(physical, limits.read_limits())
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,13 +138,17 @@ class Tokenizer:
         """The text of `tokens`, control tokens spelled out."""
         return b"".join(self.piece(token) for token in tokens).decode("utf-8", "replace")
 
-    def check(self, tokens: Sequence[int]) -> None:
-        """Refuse ids that the vocabulary doesn't have: llama.cpp would read past its tables."""
+    def check(self, tokens: Sequence[int], *, param: str = "") -> None:
+        """Refuse ids that the vocabulary doesn't have: llama.cpp would read past its tables.
+
+        `param` is the request's field that they came in.
+        """
         ids = np.asarray(tokens)
         wrong = ids[(ids < 0) | (ids >= self.size)]
         if wrong.size:
             raise BadRequestError(
-                f"Token {int(wrong[0])} is not in the vocabulary of {self.size} tokens."
+                f"Token {int(wrong[0])} is not in the vocabulary of {self.size} tokens.",
+                param=param,
             )
 
 
