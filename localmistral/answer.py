@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from localmistral.chatformat.parser import (
     ContentDelta,
@@ -16,7 +16,9 @@ from localmistral.chatformat.parser import (
     ReasoningDelta,
     ToolCallDelta,
 )
-from localmistral.engine import GenerationResult, Stream, TokenEvent
+
+if TYPE_CHECKING:  # only for names: whoever reads another process's answer needs no engine
+    from localmistral.engine import GenerationResult, Stream, TokenEvent, TokenProbability
 
 _KEPT_MARKUP = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})
 """Control tokens that the parser reads; any other that a model emits is no part of its answer."""
@@ -77,7 +79,7 @@ def _divide(count: int, seconds: float) -> float:
     return max(0, count) / seconds if seconds > 0 else 0.0
 
 
-ChatItem = Delta | ChatResult
+ChatItem: TypeAlias = "Delta | TokenProbability | ChatResult"
 
 
 class ChatStream:
@@ -86,7 +88,8 @@ class ChatStream:
     `close` cancels from any thread; the reader then still gets a result with what there was.
     """
 
-    def __init__(self, stream: Stream, assembly: "Assembly") -> None:
+    def __init__(self, stream: "Stream", assembly: "Assembly", *, prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
         self._stream = stream
         self._assembly = assembly
         self.result: ChatResult | None = None
@@ -139,15 +142,19 @@ class Assembly:
         self._reasoning_tokens = 0
         self._reasoning_s = 0.0
         self._is_reasoning = False
+        self._is_content = True
         self._last_s: float | None = None
 
-    def read(self, event: TokenEvent) -> list[Delta]:
+    def read(self, event: "TokenEvent") -> "list[Delta | TokenProbability]":
+        """What `event` adds; a token of the content also gives its probability, if it has one."""
         shown = event.text if not event.control or event.text in _KEPT_MARKUP else ""
         deltas = self._parser.feed(-1 if event.token is None else event.token, shown)
         self._note(deltas)
         if event.token is not None:
             self._count(time.monotonic())
-        return deltas
+        if event.probability is not None and not event.control and self._is_content:
+            return [*deltas, event.probability]
+        return [*deltas]
 
     def _count(self, now_s: float) -> None:
         """A token belongs to the thinking if the last delta did; so does the wait for it."""
@@ -164,6 +171,7 @@ class Assembly:
     def _note(self, deltas: Sequence[Delta]) -> None:
         for delta in deltas:
             self._is_reasoning = isinstance(delta, ReasoningDelta)
+            self._is_content = isinstance(delta, ContentDelta)
             if isinstance(delta, ReasoningDelta):
                 self._reasoning.append(delta.text)
             elif isinstance(delta, ContentDelta):
@@ -178,7 +186,7 @@ class Assembly:
             delta = dataclasses.replace(known, arguments=arguments)
         self._calls[delta.index] = delta
 
-    def build_result(self, result: GenerationResult) -> ChatResult:
+    def build_result(self, result: "GenerationResult") -> ChatResult:
         calls = tuple(self._calls[index] for index in sorted(self._calls))
         stopped = result.finish_reason == "stop"
         return ChatResult(

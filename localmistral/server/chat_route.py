@@ -1,0 +1,125 @@
+"""POST /v1/chat/completions.
+
+Starts one stream an answer, and writes what comes out of them in OpenAI's form.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from localmistral.answer import ChatItem, ChatResult, ChatStream
+from localmistral.chatformat.parser import ContentDelta
+from localmistral.engine import TokenProbability
+from localmistral.server.chat_request import ChatRequest
+from localmistral.server.chat_response import ChatAnswer
+from localmistral.server.documentation import responses_of
+from localmistral.server.events import (
+    DONE,
+    EventStream,
+    await_answer,
+    encode_event,
+    encode_openai_error,
+    merge,
+)
+from localmistral.server.observing import Observer, observed
+from localmistral.server.one_call import end_after_one_call
+from localmistral.server.serving import Serving, name_model
+from localmistral.session import Chat
+
+
+def make_chat_router(serving: Serving, observer: Observer) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", responses=responses_of("text/event-stream"))
+    async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
+        """An answer to a conversation, whole or streamed."""
+        chat = serving.require_model(body.model)
+        answer = ChatAnswer(
+            model=name_model(chat)[0],
+            format=body.read_format(),
+            engine=chat.engine,
+            has_logprobs=bool(body.logprobs),
+        )
+        streams = await run_in_threadpool(start_streams, chat, body)
+        items = [observed(stream, observer) for stream in streams]
+        if body.parallel_tool_calls is False:
+            pairs = zip(streams, items, strict=True)
+            items = [end_after_one_call(stream, of) for stream, of in pairs]
+
+        def close() -> None:
+            for stream in streams:
+                stream.close()
+
+        if body.stream:
+            has_usage = bool(body.stream_options and body.stream_options.include_usage)
+            events = _write_events(items, answer, has_usage=has_usage)
+            return EventStream(events, close, encode_openai_error)
+        collected = await await_answer(_collect(items), request.receive, close)
+        return JSONResponse(answer.whole([c[0] for c in collected], [c[1] for c in collected]))
+
+    return router
+
+
+def start_streams(chat: Chat, body: ChatRequest) -> list[ChatStream]:
+    """One stream an answer; none is left running if a later one can't be started."""
+    arguments = body.read_arguments()
+    count = body.count_choices()
+    with contextlib.ExitStack() as started:
+        streams = [
+            started.enter_context(chat.stream(body.messages, sampling=sampling, **arguments))
+            for sampling in body.vary_sampling(count)
+        ]
+        started.pop_all()
+    return streams
+
+
+async def _collect(
+    items: list[AsyncIterator[ChatItem]],
+) -> list[tuple[ChatResult, list[TokenProbability]]]:
+    tokens: list[list[TokenProbability]] = [[] for _ in items]
+    results: dict[int, ChatResult] = {}
+    async for index, item in merge(items):
+        if isinstance(item, TokenProbability):
+            tokens[index].append(item)
+        elif isinstance(item, ChatResult):
+            results[index] = item
+    return [(results[index], tokens[index]) for index in range(len(items))]
+
+
+async def _write_events(
+    items: list[AsyncIterator[ChatItem]], answer: ChatAnswer, *, has_usage: bool
+) -> AsyncIterator[str]:
+    for index in range(len(items)):
+        yield encode_event(answer.begin(index))
+    held = [""] * len(items)
+    results: dict[int, ChatResult] = {}
+    async for index, item in merge(items):
+        if isinstance(item, ContentDelta) and answer.has_logprobs:
+            held[index] += item.text
+            continue
+        if isinstance(item, TokenProbability):
+            if answer.has_logprobs:
+                yield encode_event(answer.content_chunk(index, held[index], item))
+                held[index] = ""
+            continue
+        if held[index]:  # text whose token came earlier, such as what was kept for a stop string
+            yield encode_event(_chunk_of_text(answer, index, held[index]))
+            held[index] = ""
+        if isinstance(item, ChatResult):
+            results[index] = item
+        chunk = answer.chunk(index, item)
+        if chunk is not None:
+            yield encode_event(chunk)
+    if has_usage:
+        yield encode_event(answer.usage_chunk([results[n] for n in sorted(results)]))
+    yield DONE
+
+
+def _chunk_of_text(answer: ChatAnswer, index: int, text: str) -> dict[str, Any]:
+    chunk = answer.chunk(index, ContentDelta(text=text))
+    assert chunk is not None
+    return chunk

@@ -1,0 +1,149 @@
+"""Answers on their way to a client: server-sent events, and noticing that nobody listens any more.
+
+A client that goes away is told to the engine at once, in whatever state its request is: queued,
+in prefill, or streaming. Knows nothing of what the events say.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from localmistral.errors import LocalMistralError
+from localmistral.server.errors import describe
+
+logger = logging.getLogger("localmistral.server")
+T = TypeVar("T")
+
+DONE = "data: [DONE]\n\n"
+
+
+def encode_event(data: Any, event: str | None = None) -> str:
+    """One server-sent event; `event` names its type where the API has such names."""
+    head = f"event: {event}\n" if event else ""
+    body = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"{head}data: {body}\n\n"
+
+
+class EventStream(Response):
+    """Sends `events`, closes the request behind them when the client goes or they end.
+
+    An error after the first byte becomes an event of its own, made by `encode_error`, and the
+    stream ends; `close` is called in every case, and may be called twice.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncIterator[str],
+        close: Callable[[], None],
+        encode_error: Callable[[Exception], str],
+    ) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self.headers["cache-control"] = "no-cache"
+        self.headers["x-accel-buffering"] = "no"
+        self._events = events
+        self._close = close
+        self._encode_error = encode_error
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        watcher = asyncio.create_task(_wait_until_gone(receive, self._close))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for event in self._guarded():
+                await _send_part(send, event, more=True)
+            await _send_part(send, "", more=False)
+        except OSError:  # the client has gone: what is left has no reader
+            return
+        finally:
+            watcher.cancel()
+            self._close()
+
+    async def _guarded(self) -> AsyncIterator[str]:
+        try:
+            async for event in self._events:
+                yield event
+        except LocalMistralError as error:
+            yield self._encode_error(error)
+        except Exception as error:
+            logger.exception("a stream met an unexpected error")
+            yield self._encode_error(error)
+
+
+async def _send_part(send: Send, text: str, *, more: bool) -> None:
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+
+
+async def _wait_until_gone(receive: Receive, close: Callable[[], None]) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            close()
+            return
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before its answer was ready."""
+
+
+async def await_answer(work: Awaitable[T], receive: Receive, close: Callable[[], None]) -> T:
+    """The result of `work`, given up with ClientGoneError when the client goes."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.create_task(_wait_until_gone(receive, close))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        watcher.cancel()
+        close()
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, LocalMistralError):
+                await task
+
+
+async def merge(streams: list[AsyncIterator[T]]) -> AsyncIterator[tuple[int, T]]:
+    """Items of all streams as they come, each with its stream's number."""
+    if len(streams) == 1:
+        async for item in streams[0]:
+            yield 0, item
+        return
+    queue: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue()
+
+    async def read(number: int, stream: AsyncIterator[T]) -> None:
+        try:
+            async for item in stream:
+                queue.put_nowait((number, item))
+            queue.put_nowait(None)
+        except Exception as error:  # noqa: BLE001  (raised again where the items are read)
+            queue.put_nowait(error)
+
+    tasks = [asyncio.create_task(read(n, stream)) for n, stream in enumerate(streams)]
+    left = len(tasks)
+    try:
+        while left:
+            got = await queue.get()
+            if isinstance(got, BaseException):
+                raise got
+            if got is None:
+                left -= 1
+            else:
+                yield got
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def encode_openai_error(error: Exception) -> str:
+    """An error inside a stream, as OpenAI's clients read it."""
+    return encode_event(describe(error).to_openai())

@@ -1,0 +1,164 @@
+"""The small routes: /v1/models, /tokenize, /detokenize, /health, /metrics.
+
+Knows nothing of generating.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from localmistral.errors import BadRequestError
+from localmistral.server.documentation import responses_of
+from localmistral.server.errors import RETRY_AFTER_S
+from localmistral.server.observing import Observer
+from localmistral.server.parameters import Count, Flag, Text
+from localmistral.server.serving import Serving, name_model
+from localmistral.session import Chat
+
+MAX_DETOKENIZED = 1 << 20
+
+
+class TokenizeRequest(BaseModel):
+    """A text (`prompt`, or `content` as llama-server calls it), or a conversation."""
+
+    model_config = ConfigDict(extra="ignore")
+    model: Text | None = None
+    prompt: Text | None = None
+    content: Text | None = None
+    messages: Any = None
+    tools: Any = None
+    reasoning_effort: Text | None = None
+    add_generation_prompt: Flag | None = None
+    continue_final_message: Flag | None = None
+    add_special_tokens: Flag | None = Field(None, description="Whether BOS is added; yes.")
+    add_special: Flag | None = Field(None, description="llama-server's name of it.")
+    parse_special: Flag | None = Field(
+        None, description="Read control tokens written in the text as such; no."
+    )
+
+
+class DetokenizeRequest(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    model: Text | None = None
+    tokens: list[Count] = Field(max_length=MAX_DETOKENIZED)
+
+
+def make_plain_router(serving: Serving, observer: Observer) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v1/models", responses=responses_of())
+    def list_models() -> dict[str, Any]:
+        """The loaded model, under its id and its aliases."""
+        chat = serving.require()
+        data = [_describe(serving, chat)]
+        return {"object": "list", "data": data}
+
+    @router.get("/v1/models/{name:path}", responses=responses_of())
+    def show_model(name: str) -> dict[str, Any]:
+        """One model."""
+        return _describe(serving, serving.require_model(name))
+
+    @router.post("/tokenize", responses=responses_of())
+    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        """Token ids of a text or of a conversation's prompt."""
+        chat = serving.require_model(body.model)
+        tokens = await run_in_threadpool(_tokenize, chat, body)
+        return {
+            "tokens": list(tokens),
+            "count": len(tokens),
+            "max_model_len": chat.engine.settings.context,
+        }
+
+    @router.post("/detokenize", responses=responses_of())
+    async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
+        """The text of token ids, control tokens spelled out."""
+        chat = serving.require_model(body.model)
+        text = await run_in_threadpool(_detokenize, chat, body.tokens)
+        return {"prompt": text, "content": text}
+
+    @router.get("/health", responses=responses_of())
+    def check_health() -> Response:
+        """Whether requests can be answered: 503 while loading and after the engine's end."""
+        return _health(serving)
+
+    @router.get(
+        "/metrics",
+        responses={200: {"description": "Prometheus's text form.", "content": {"text/plain": {}}}},
+    )
+    def show_metrics() -> Response:
+        """Counts for Prometheus."""
+        return Response(observer.render(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def _describe(serving: Serving, chat: Chat) -> dict[str, Any]:
+    names = name_model(chat)
+    settings = chat.engine.settings
+    return {
+        "id": names[0],
+        "object": "model",
+        "created": serving.created,
+        "owned_by": "localmistral",
+        "type": "base",
+        "capabilities": {
+            "completion_chat": True,
+            "completion_fim": False,
+            "function_calling": True,
+            "fine_tuning": False,
+            "vision": False,
+            "reasoning": chat.has_effort_switch,
+        },
+        "name": chat.name,
+        "aliases": list(names[1:]),
+        "max_context_length": settings.context,
+        "max_model_len": settings.context,
+        "parallel": settings.parallel,
+        "quant": chat.shape.file_type_name or None,
+        "plan": serving.plan,
+    }
+
+
+def _tokenize(chat: Chat, body: TokenizeRequest) -> tuple[int, ...]:
+    if body.messages is not None:
+        segments = chat.render(
+            body.messages,
+            tools=body.tools,
+            effort=body.reasoning_effort,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=bool(body.continue_final_message),
+        )
+        return chat.encode(segments)
+    text = body.prompt if body.prompt is not None else body.content
+    if text is None:
+        raise BadRequestError("There is neither prompt nor messages.", param="prompt")
+    tokens = chat.engine.tokenize(text, parse_special=bool(body.parse_special))
+    wanted = body.add_special_tokens if body.add_special_tokens is not None else body.add_special
+    tokenizer = chat.engine.tokenizer
+    if wanted is not False and tokenizer.adds_bos:
+        return (tokenizer.bos, *tokens)
+    return tuple(tokens)
+
+
+def _detokenize(chat: Chat, tokens: list[int]) -> str:
+    chat.engine.tokenizer.check(tokens, param="tokens")
+    return chat.engine.detokenize(tokens)
+
+
+def _health(serving: Serving) -> Response:
+    body: dict[str, Any]
+    if serving.failure is not None:
+        body = {"status": "error", "message": serving.failure.message}
+    elif serving.chat is None:
+        body = {"status": "loading", "progress": round(serving.progress, 3)}
+    elif not serving.chat.engine.is_alive:
+        body = {"status": "error", "message": "The engine has stopped."}
+    elif serving.is_draining:
+        body = {"status": "draining"}
+    else:
+        return JSONResponse({"status": "ok"})
+    return JSONResponse(body, status_code=503, headers={"Retry-After": str(RETRY_AFTER_S)})
