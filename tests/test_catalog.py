@@ -158,6 +158,14 @@ vision = false
 reasoning = "none"
 licence = "Apache-2.0"
 sampling.none = { temperature = 0.1 }
+[model.shape]
+layers = 2
+width = 8
+heads = 2
+kv_heads = 1
+head_length = 4
+feed_forward = 9
+vocabulary = 5
 [[model.repository]]
 id = "o/r"
 quants = [{ name = "Q8_0", path = "x.gguf", bytes = 5 }]
@@ -207,6 +215,12 @@ def test_the_catalogue_of_these_tests_is_good() -> None:
         ("quants = [{", "quants = [5, {", "not a list of tables"),
         ("quants = [{", "mmproj = { bytes = 5, exact = false }\nquants = [{", "path is missing"),
         ("[[model]]", "[[model]", "not TOML"),
+        ("layers = 2\n", "", "layers is missing"),
+        ("layers = 2", "layers = 0", "not above zero"),
+        ("layers = 2", "layers = 2\ndepth = 3", "unknown field 'depth'"),
+        ("[model.shape]", "[model.form]", "shape is missing"),
+        ("context = 4096", 'context = 4096\nsiblings = ["other"]', "no sibling 'other'"),
+        ("context = 4096", 'context = 4096\nsiblings = ["m"]', "no sibling 'm'"),
     ],
 )
 def test_a_wrong_catalogue_is_refused_with_the_fault_named(
@@ -225,7 +239,7 @@ def test_an_editable_install_and_a_package_find_the_same_file(tmp_path: Path) ->
     (package / "models").mkdir(parents=True)
     for file in ("__init__.py", "errors.py", "models/__init__.py"):
         (package / file).write_bytes((root / "localmistral" / file).read_bytes())
-    for file in ("catalog.py", "filenames.py"):
+    for file in ("catalog.py", "filenames.py", "toml_table.py"):
         source = root / "localmistral" / "models" / file
         (package / "models" / file).write_bytes(source.read_bytes())
     (package / "models.toml").write_text(GOOD, encoding="utf-8")

@@ -8,13 +8,14 @@ import functools
 import importlib.resources
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
 from localmistral.errors import LocalMistralError
 from localmistral.models.filenames import fold_base, fold_name, shard_paths
+from localmistral.models.toml_table import TomlTable
 
 Reasoning = Literal["effort", "system-prompt", "none"]
 Tokenizer = Literal["v3-tekken", "v7", "v11", "v13", "v15"]
@@ -22,8 +23,6 @@ Template = Literal["v3-tekken", "v7", "v11", "v13", "v13-reasoning", "v15"]
 
 # Kept free for a model that is to ship with the program.
 RESERVED_NAMES = frozenset({"demo"})
-
-_T = TypeVar("_T")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -81,6 +80,31 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A model's dimensions, in elements, where no file is there to read them from.
+
+    `head_length` is what one head works with. The fields from `experts` on are 0 for dense models
+    without latent attention; `expert_width` is the feed-forward length of one expert.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_length: int
+    feed_forward: int
+    vocabulary: int
+    tied: bool = False  # the embedding serves as the output
+    experts: int = 0
+    experts_used: int = 0
+    experts_shared: int = 0
+    expert_width: int = 0
+    q_lora: int = 0
+    kv_lora: int = 0
+    rope_length: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A model of the catalogue; `repositories` has the preferred one first."""
 
@@ -97,6 +121,8 @@ class Model:
     reasoning: Reasoning
     licence: str
     sampling: tuple[Sampling, ...]
+    shape: Shape
+    siblings: tuple[str, ...]  # smaller models for the same use, the largest first
     repositories: tuple[Repository, ...]
 
     @property
@@ -178,7 +204,7 @@ def load_catalog() -> Catalog:
 def parse_catalog(text: str) -> Catalog:
     """Read and check a catalogue. LocalMistralError names the model and the field at fault."""
     try:
-        top = _Table(tomllib.loads(text), "the top level")
+        top = TomlTable(tomllib.loads(text), "the top level")
     except tomllib.TOMLDecodeError as error:
         raise LocalMistralError(f"models.toml is not TOML: {error}.") from error
     models = tuple(_model(table) for table in top.tables("model"))
@@ -191,69 +217,14 @@ def parse_catalog(text: str) -> Catalog:
             if name != fold_name(name) or not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
                 raise LocalMistralError(f"models.toml: {name!r} is not a lower-case name.")
             owners[name] = model.name
+    for model in models:
+        for sibling in model.siblings:
+            if owners.get(sibling) != sibling or sibling == model.name:
+                raise LocalMistralError(f"models.toml: {model.name}: no sibling {sibling!r}.")
     return Catalog(models=models)
 
 
-class _Table:
-    """One TOML table being emptied field by field, so that what's left over is a mistake."""
-
-    def __init__(self, values: dict[str, Any], where: str) -> None:
-        self.values = dict(values)
-        self.where = where
-
-    def fail(self, problem: str) -> LocalMistralError:
-        return LocalMistralError(f"models.toml: {self.where}: {problem}.")
-
-    def take(self, key: str, kind: type[_T], default: _T | None = None) -> _T:
-        value = self.values.pop(key, default)
-        if value is None:
-            raise self.fail(f"{key} is missing")
-        # bool is an int to Python, but `context = true` is a mistake.
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.fail(f"{key} = {value!r:.60} is not of type {kind.__name__}")
-        return value
-
-    def optional(self, key: str, kind: type[_T]) -> _T | None:
-        return self.take(key, kind) if key in self.values else None
-
-    def size(self, key: str) -> int | None:
-        value = self.optional(key, int)
-        if value is not None and value <= 0:
-            raise self.fail(f"{key} = {value} is not above zero")
-        return value
-
-    def matching(self, key: str, pattern: re.Pattern[str]) -> str | None:
-        value = self.optional(key, str)
-        if value is not None and not pattern.fullmatch(value):
-            raise self.fail(f"{key} = {value!r} is malformed")
-        return value
-
-    def choice(self, key: str, literal: Any) -> Any:
-        value = self.take(key, str)
-        if value not in get_args(literal):
-            raise self.fail(f"{key} = {value!r} is none of {', '.join(get_args(literal))}")
-        return value
-
-    def tables(self, key: str) -> list["_Table"]:
-        items = self.take(key, list)
-        if not items or not all(isinstance(item, dict) for item in items):
-            raise self.fail(f"{key} is not a list of tables")
-        return [self._inner(item, f"{key} {n}") for n, item in enumerate(items, start=1)]
-
-    def table(self, key: str) -> "_Table | None":
-        value = self.optional(key, dict)
-        return None if value is None else self._inner(value, key)
-
-    def done(self) -> None:
-        if self.values:
-            raise self.fail(f"unknown field {next(iter(self.values))!r}")
-
-    def _inner(self, values: dict[str, Any], fallback: str) -> "_Table":
-        label = values.get("name") or values.get("id") or fallback
-        return _Table(values, f"{self.where}: {label}")
-
-
-def _model(table: _Table) -> Model:
+def _model(table: TomlTable) -> Model:
     model = Model(
         name=table.take("name", str),
         aliases=tuple(str(alias) for alias in table.take("aliases", list)),
@@ -268,6 +239,8 @@ def _model(table: _Table) -> Model:
         reasoning=table.choice("reasoning", Reasoning),
         licence=table.take("licence", str),
         sampling=_samplings(table),
+        shape=_shape(table),
+        siblings=tuple(str(sibling) for sibling in table.take("siblings", list, [])),
         repositories=tuple(_repository(inner) for inner in table.tables("repository")),
     )
     if not model.context:
@@ -276,7 +249,22 @@ def _model(table: _Table) -> Model:
     return model
 
 
-def _samplings(table: _Table) -> tuple[Sampling, ...]:
+def _shape(table: TomlTable) -> Shape:
+    numbers = table.table("shape")
+    if numbers is None:
+        raise table.fail("shape is missing")
+    tied = numbers.take("tied", bool, False)
+    names = [field.name for field in fields(Shape) if field.name != "tied"]
+    given = {name: size for name in names if (size := numbers.size(name)) is not None}
+    required = ("layers", "width", "heads", "kv_heads", "head_length", "feed_forward", "vocabulary")
+    for name in required:
+        if name not in given:
+            raise numbers.fail(f"{name} is missing")
+    numbers.done()
+    return Shape(tied=tied, **given)
+
+
+def _samplings(table: TomlTable) -> tuple[Sampling, ...]:
     efforts = table.table("sampling")
     if efforts is None:
         return ()
@@ -293,7 +281,7 @@ def _samplings(table: _Table) -> tuple[Sampling, ...]:
     return tuple(found)
 
 
-def _repository(table: _Table) -> Repository:
+def _repository(table: TomlTable) -> Repository:
     repository = table.matching("id", _REPOSITORY)
     if repository is None:
         raise table.fail("id is missing")
@@ -311,14 +299,14 @@ def _repository(table: _Table) -> Repository:
     return built
 
 
-def _quant(table: _Table, repository: str) -> Quant:
+def _quant(table: TomlTable, repository: str) -> Quant:
     name = table.take("name", str)
     files, size, exact = _files(table)
     table.done()
     return Quant(name=name, repository=repository, files=files, bytes=size, exact=exact)
 
 
-def _mmproj(table: _Table) -> Mmproj:
+def _mmproj(table: TomlTable) -> Mmproj:
     files, size, exact = _files(table)
     table.done()
     if len(files) != 1:
@@ -326,7 +314,7 @@ def _mmproj(table: _Table) -> Mmproj:
     return Mmproj(file=files[0], bytes=size, exact=exact)
 
 
-def _files(table: _Table) -> tuple[tuple[File, ...], int | None, bool]:
+def _files(table: TomlTable) -> tuple[tuple[File, ...], int | None, bool]:
     """Files, their total and whether it's exact: the sum of exact sizes, else the rounded total."""
     path, shards = table.optional("path", str), table.size("shards") or 1
     total, exact = table.size("bytes"), table.take("exact", bool, True)
