@@ -16,6 +16,8 @@ DEFAULT_MIN_SPEED = 20.0
 DEFAULT_MIN_CONTEXT = 16 * 1024
 CONTEXT_AIM = 32 * 1024
 DEFAULT_DEPTH = 4096
+CACHED_SEQUENCES = 3
+"""Prefixes of earlier requests that the engine keeps beside its streams (its default)."""
 CONTEXT_MULTIPLE = 256
 
 
@@ -88,10 +90,13 @@ class PlanRequest:
 class Load:
     """How a context is made, apart from where things are: what memory and speed depend on.
 
-    `cells` is context x parallel, a multiple of 256: the KV cells that are reserved.
+    `cells` is context x parallel, a multiple of 256: the KV cells that are reserved. `sequences`
+    are the streams and the cached prefixes: llama.cpp rounds its largest graph up to a multiple of
+    them, and keeps a row of logits for each.
     """
 
     cells: int
+    sequences: int = 1 + CACHED_SEQUENCES
     kv_type: str = "f16"
     batch: int = 2048
     ubatch: int = 512
