@@ -7,31 +7,34 @@ repository at the first broken link, where this must say which shard is missing.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
+from localmistral.errors import ModelNotFoundError
 from localmistral.models.catalog import Catalog, Model, load_catalog
 from localmistral.models.filenames import (
     FileSet,
-    fold_base,
+    find_encoder,
     group_files,
     match_quant,
     parse_file_name,
 )
 from localmistral.models.names import (
     CatalogModel,
+    HubRepository,
     LocalFiles,
     Resolved,
     describe_missing,
     quote_name,
+    resolve,
 )
 
-# Image encoders come in several precisions; the files publishers ship by default come first.
-_ENCODER_ORDER = ("F16", "BF16", "Q8_0", "F32")
+_LOCK_GLANCE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,21 +124,108 @@ def find_local(resolved: Resolved, catalog: Catalog | None = None) -> LocalModel
     known = catalog or load_catalog()
     if isinstance(resolved, LocalFiles):
         return _named_by_path(resolved, known)
-    models = [local for local in scan_local(known).models if local.complete]
+    models = select_local(resolved, (local for local in scan_local(known).models if local.complete))
+    named = _listed_name(resolved)
+    return max(models, key=lambda local: (local.name == named, local.bytes), default=None)
+
+
+def find_copies(name: str) -> list[LocalModel]:
+    """Every copy on this disk, complete or not, of what a name means; ModelNotFoundError if none.
+
+    A name without a quant means all of them; of several publishers' copies of one quant, a name
+    that one of them is listed by means that one.
+    """
+    resolved = resolve(name)
+    models = scan_local().models
+    if not isinstance(resolved, LocalFiles):
+        found = select_local(resolved, models)
+        named = _listed_name(resolved)
+        found = [local for local in found if local.name == named] or found
+    else:
+        same = {os.path.realpath(path) for path in resolved.files}
+        listed = (m for m in models if any(os.path.realpath(path) in same for path in m.files))
+        found = list(listed) or [_named_by_path(resolved, load_catalog())]
+    if not found:
+        raise ModelNotFoundError(
+            f"No file of {quote_name(name)} is on this disk.", "See localmistral list"
+        )
+    return found
+
+
+def _listed_name(resolved: CatalogModel | HubRepository) -> str:
+    """The name by which just one publisher's copy of a quant is listed."""
+    return f"{resolved.model.name}:{resolved.quant}" if isinstance(resolved, CatalogModel) else ""
+
+
+def select_local(
+    resolved: CatalogModel | HubRepository, models: Iterable[LocalModel]
+) -> list[LocalModel]:
+    """Those of `models` that a name means: every quantisation where it names none."""
     if isinstance(resolved, CatalogModel):
-        models = [local for local in models if local.model == resolved.model.name]
+        found = [local for local in models if local.model == resolved.model.name]
         # The catalogue's own spelling: its `Q4_K_M` and `UD-Q4_K_M` are different files.
         quant = resolved.quant
     else:
         wanted = resolved.id.casefold()
-        models = [local for local in models if (local.repository or "").casefold() == wanted]
-        quants = tuple({local.quant for local in models if local.quant})
+        found = [local for local in models if (local.repository or "").casefold() == wanted]
+        quants = tuple({local.quant for local in found if local.quant})
         quant = resolved.quant and (match_quant(resolved.quant, quants) or resolved.quant)
-    if quant:
-        models = [local for local in models if local.quant == quant]
-    # Among several publishers' copies of one quant, the one that the short name is listed for.
-    short = f"{resolved.model.name}:{quant}" if isinstance(resolved, CatalogModel) else ""
-    return max(models, key=lambda local: (local.name == short, local.bytes), default=None)
+    return [local for local in found if local.quant == quant] if quant else found
+
+
+def repository_folder(repository: str) -> Path:
+    """Where the Hub's cache keeps a repository; it may not exist."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+
+
+def repository_folders() -> list[Path]:
+    """The folders of all model repositories in the Hub's cache."""
+    from huggingface_hub import constants
+
+    folders = _folders(Path(constants.HF_HUB_CACHE), [])
+    return [folder for folder in folders if folder.name.startswith("models--")]
+
+
+@contextmanager
+def hold_blob(blob: Path) -> Iterator[bool]:
+    """The Hub's lock for a blob while the block lasts; False where another process has it."""
+    from filelock import Timeout
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    folder = blob.parents[1]
+    lock = folder.parent / ".locks" / folder.name / f"{blob.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(lock, timeout=_LOCK_GLANCE_S))
+        except Timeout:
+            yield False
+        else:
+            yield True
+
+
+def delete_blob(blob: Path) -> None:
+    """Delete a blob that no snapshot needs. OSError where the system refuses.
+
+    A link leads into the store that the Hub's library shares among repositories: it knows whether
+    anything else still needs what lies there.
+    """
+    from huggingface_hub import DeleteCacheStrategy, constants
+
+    if not blob.is_symlink():
+        blob.unlink(missing_ok=True)
+        return
+    nothing: frozenset[Path] = frozenset()
+    DeleteCacheStrategy(
+        expected_freed_size=0,
+        blobs=frozenset([blob]),
+        refs=nothing,
+        repos=nothing,
+        snapshots=nothing,
+        cache_dir=Path(constants.HF_HUB_CACHE),
+    ).execute()
 
 
 def _hub_places(warnings: list[str]) -> list[_Place]:
@@ -268,26 +358,9 @@ def _name_of(files: FileSet, repository: str | None, model: Model | None) -> str
 
 
 def _encoder_for(files: FileSet, sets: Iterable[FileSet], *, anywhere: bool = False) -> Path | None:
-    """The image encoder that belongs to a model: one of the same name, else one without a name of
-    its own among no other model; beside it, or a folder above shards, as publishers lay them."""
-    base, folder = fold_base(files.name.base), files.first.parent
-    near = (folder, folder.parent) if files.name.shards > 1 else (folder,)
-    models = [other for other in sets if other.name.role == "model"]
-    fits = []
-    for encoder in sets:
-        where = encoder.first.parent
-        if encoder.name.role != "mmproj" or not (anywhere or where in near):
-            continue
-        own = fold_base(encoder.name.base)
-        around = {fold_base(m.name.base) for m in models if where in m.first.parents}
-        if (own == base or (not own and around <= {base})) and _size_of(encoder.first) is not None:
-            fits.append(encoder)
-    best = min(fits, key=lambda encoder: _preference(encoder.name.quant), default=None)
-    return None if best is None else best.first
-
-
-def _preference(quant: str | None) -> int:
-    return _ENCODER_ORDER.index(quant) if quant in _ENCODER_ORDER else len(_ENCODER_ORDER)
+    return find_encoder(
+        files, sets, anywhere=anywhere, is_there=lambda path: _size_of(path) is not None
+    )
 
 
 def _size_of(path: Path) -> int | None:

@@ -5,10 +5,13 @@ Pure text and paths: opens no file, so it can't know whether a file is what its 
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+# Image encoders come in several precisions; the files publishers ship by default come first.
+_ENCODER_ORDER = ("F16", "BF16", "Q8_0", "F32")
 
 Role = Literal["model", "mmproj", "other"]
 
@@ -90,6 +93,36 @@ def group_files(paths: Iterable[Path]) -> tuple[FileSet, ...]:
         FileSet(name=parse_file_name(first.name), first=first, paths=tuple(members))
         for first, members in sets.items()
     )
+
+
+def find_encoder(
+    files: FileSet,
+    sets: Iterable[FileSet],
+    *,
+    anywhere: bool = False,
+    is_there: Callable[[Path], bool] = lambda _: True,
+) -> Path | None:
+    """The image encoder that belongs to a model: one of the same name, else one without a name of
+    its own among no other model; beside it, or a folder above shards, as publishers lay them."""
+    base, folder = fold_base(files.name.base), files.first.parent
+    near = (folder, folder.parent) if files.name.shards > 1 else (folder,)
+    sets = tuple(sets)
+    models = [other for other in sets if other.name.role == "model"]
+    fits = []
+    for encoder in sets:
+        where = encoder.first.parent
+        if encoder.name.role != "mmproj" or not (anywhere or where in near):
+            continue
+        own = fold_base(encoder.name.base)
+        around = {fold_base(m.name.base) for m in models if where in m.first.parents}
+        if (own == base or (not own and around <= {base})) and is_there(encoder.first):
+            fits.append(encoder)
+    best = min(fits, key=lambda encoder: _preference(encoder.name.quant), default=None)
+    return None if best is None else best.first
+
+
+def _preference(quant: str | None) -> int:
+    return _ENCODER_ORDER.index(quant) if quant in _ENCODER_ORDER else len(_ENCODER_ORDER)
 
 
 def fold_name(name: str) -> str:

@@ -68,8 +68,7 @@ def read_shape(path: Path) -> ModelShape:
         files = _shard_paths(first, path, count)
         headers = [metadata.header]
         headers += [_read_shard(file, n, count) for n, file in enumerate(files) if n > 0]
-        _check_shards(metadata, headers)
-        return _build_shape(files, headers, metadata)
+        return join_headers(files, [file.stat().st_size for file in files], headers, metadata)
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -98,7 +97,7 @@ def _map_file(path: Path) -> mmap.mmap:
             start = file.read(_SNIFFED_BYTES)
             if not start:
                 raise ModelFileError(f"{path.name} is empty (0 bytes).", DOWNLOAD_AGAIN)
-            _check_magic(path, start, path.stat().st_size)
+            check_magic(path, start, path.stat().st_size)
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
         raise ModelFileError(
@@ -109,7 +108,8 @@ def _map_file(path: Path) -> mmap.mmap:
         raise ModelFileError(f"{path.name} can't be read: {error}.") from error
 
 
-def _check_magic(path: Path, start: bytes, file_bytes: int) -> None:
+def check_magic(path: Path, start: bytes, file_bytes: int) -> None:
+    """Refuse what is no GGUF file by its first bytes, saying what it seems to be."""
     if start.startswith(_MAGIC):
         return
     text = (
@@ -171,12 +171,18 @@ def _shard_paths(first: Path, asked: Path, count: int) -> tuple[Path, ...]:
 
 def _read_shard(path: Path, number: int, count: int) -> Header:
     with _open_header(path) as metadata:
+        check_shard(metadata, number, count)
+        return metadata.header
+
+
+def check_shard(metadata: Metadata, number: int, count: int) -> None:
+    """Refuse a header that isn't of shard `number` (from 0) of `count`; one of 1 says nothing."""
+    if count > 1:
         stated = metadata.count("split.no", kind=ValueType.UINT16, default=-1)
         total = metadata.count("split.count", kind=ValueType.UINT16, default=count)
         if stated != number or total != count:
             says = f"shard {stated + 1} of {total}" if stated >= 0 else "no shard"
             metadata.fail(f"is {says} by its header, not shard {number + 1} of {count}")
-        return metadata.header
 
 
 def _check_shards(first: Metadata, headers: Sequence[Header]) -> None:
@@ -197,21 +203,33 @@ def _check_shards(first: Metadata, headers: Sequence[Header]) -> None:
         )
 
 
-def _build_shape(
-    files: tuple[Path, ...], headers: Sequence[Header], metadata: Metadata
+def join_headers(
+    files: Sequence[Path],
+    file_bytes: Sequence[int],
+    headers: Sequence[Header],
+    metadata: Metadata,
+    *,
+    are_texts_checked: bool = False,
 ) -> ModelShape:
+    """The shape of a model from the headers of all its files, in order.
+
+    `metadata` is the first one's. The files themselves are not opened, so they may be elsewhere.
+    """
+    _check_shards(metadata, headers)
     kind = read_kind(metadata)
     architecture = metadata.text("general.architecture") or ""
     is_model = kind is FileKind.MODEL
-    tokenizer = read_tokenizer(metadata) if is_model else Tokenizer()
+    tokenizer = Tokenizer()
+    if is_model:
+        tokenizer = read_tokenizer(metadata, are_texts_checked=are_texts_checked)
     infos = tuple(info for header in headers for info in header.tensors)
     numbers: dict[str, Any] = {}
     if is_model:
         numbers = read_hyperparameters(metadata, infos, tokenizer.token_count)
     file_type = metadata.count("general.file_type", default=-1)
     return ModelShape(
-        files=files,
-        file_bytes=tuple(file.stat().st_size for file in files),
+        files=tuple(files),
+        file_bytes=tuple(file_bytes),
         version=metadata.header.version,
         kind=kind,
         architecture=architecture,

@@ -2,7 +2,8 @@
 
 It is the gate in front of llama.cpp's own parser, which may end the process on a bad file, so it
 refuses whatever that parser asserts. Works on any buffer that holds the start of a file whose full
-size is known, so the bytes may come from a map or from somewhere else.
+size is known, so the bytes may come from a map or from somewhere else; a start that ends within the
+header raises IncompleteHeaderError, which says how much more is needed.
 Knows neither models nor layers, and never looks at weights.
 Format: the GGUF specification of the ggml project, versions 2 and 3, little-endian.
 """
@@ -18,7 +19,10 @@ from localmistral.models.tensor_types import TENSOR_TYPES, TensorType
 
 Buffer = bytes | mmap.mmap
 
-DOWNLOAD_AGAIN = "Download the file again."
+DOWNLOAD_AGAIN = (
+    "Download the file again; of models pulled from the Hub, `localmistral pull --check NAME` "
+    "removes what is damaged."
+)
 
 DEFAULT_ALIGNMENT = 32
 # llama.cpp asserts that mapped weights start on 32 bytes; real files use 32.
@@ -32,6 +36,19 @@ MAX_HEADER_BYTES = 256 << 20  # such a vocabulary with its tokenizer.json stays 
 MAX_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME is 64, its closing zero included
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_ELEMENTS = (1 << 63) - 1  # int64 in ggml
+
+
+class IncompleteHeaderError(ModelFileError):
+    """The buffer ends before the header does, though the file goes on.
+
+    `needed_bytes` of the file's start are needed at least.
+    """
+
+    def __init__(self, file_name: str, needed_bytes: int) -> None:
+        super().__init__(
+            f"The header of {file_name} needs at least {needed_bytes:,} bytes of the file's start."
+        )
+        self.needed_bytes = needed_bytes
 
 
 class ValueType(IntEnum):
@@ -109,7 +126,8 @@ class Header:
 def read_header(buffer: Buffer, file_bytes: int, file_name: str) -> Header:
     """Parse the header in `buffer`, the start of a file of `file_bytes` bytes in all.
 
-    Raises ModelFileError, naming the file, for anything llama.cpp could stumble over.
+    Raises ModelFileError, naming the file, for anything llama.cpp could stumble over, and
+    IncompleteHeaderError where the buffer is too short.
     """
     reader = _Reader(buffer, file_bytes, file_name)
     version = _read_version(reader)
@@ -137,6 +155,17 @@ def read_strings(buffer: Buffer, array: Array) -> list[bytes]:
     return texts
 
 
+def find_end(buffer: Buffer, array: Array) -> int:
+    """Where the first byte after an array stands."""
+    if array.element is not ValueType.STRING:
+        return array.offset + array.count * SCALAR_BYTES[array.element]
+    unpack = struct.Struct("<Q").unpack_from
+    offset = array.offset
+    for _ in range(array.count):
+        offset += 8 + unpack(buffer, offset)[0]
+    return offset
+
+
 def read_numbers(buffer: Buffer, array: Array) -> tuple[int | float, ...]:
     """The elements of an array of numbers or booleans (as 0 and 1)."""
     size = array.count * SCALAR_BYTES[array.element]
@@ -158,6 +187,7 @@ class _Reader:
 
     def __init__(self, buffer: Buffer, file_bytes: int, file_name: str) -> None:
         self.buffer = buffer
+        self.buffer_bytes = len(buffer)
         self.file_bytes = file_bytes
         self.file_name = file_name
         self.position = 0
@@ -175,6 +205,8 @@ class _Reader:
             )
         if end > MAX_HEADER_BYTES:
             self.fail(f"has a header of over {MAX_HEADER_BYTES:,} bytes at {what}")
+        if end > self.buffer_bytes:
+            raise IncompleteHeaderError(self.file_name, end)
         self.position = end
         return start
 
@@ -278,8 +310,8 @@ def _skip_strings(reader: _Reader, count: int, what: str) -> None:
     try:
         for _ in range(count):
             offset += 8 + unpack(buffer, offset)[0]
-    except (struct.error, OverflowError):  # the last length read points past the end of the file
-        offset = max(offset, reader.file_bytes + 1)
+    except (struct.error, OverflowError):  # the next length stands past the buffer's end
+        offset = max(offset, reader.buffer_bytes - 7) + 8
     reader.position = start
     reader.advance(offset - start, what)
 

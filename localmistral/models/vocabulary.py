@@ -33,8 +33,11 @@ _SPECIAL_KEYS = {
 _HARMLESS = ("separator", "padding", "mask")
 
 
-def read_tokenizer(metadata: Metadata) -> Tokenizer:
-    """Everything about the vocabulary but its texts; they are checked, not kept."""
+def read_tokenizer(metadata: Metadata, *, are_texts_checked: bool = False) -> Tokenizer:
+    """Everything about the vocabulary but its texts; they are checked, not kept.
+
+    `are_texts_checked`: the same texts were checked in another header, so not again (it's slow).
+    """
     model = metadata.text(_PREFIX + "model")
     tokens = metadata.array(_PREFIX + "tokens", ValueType.STRING)
     if model is None:
@@ -42,7 +45,8 @@ def read_tokenizer(metadata: Metadata) -> Tokenizer:
     count = tokens.count if tokens and model not in NO_VOCABULARY else 0
     special = _read_special(metadata, count)
     if model not in NO_VOCABULARY:
-        _check_tokens(metadata, tokens)
+        if not are_texts_checked:
+            _check_tokens(metadata, tokens)
         _check_merges(metadata, model)
         _check_added(metadata, model, special)
     return Tokenizer(

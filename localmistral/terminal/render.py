@@ -11,24 +11,30 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from localmistral.answer import ChatItem, ChatResult
 from localmistral.chatformat.parser import ContentDelta, ReasoningDelta, ToolCallDelta
 from localmistral.errors import LocalMistralError
 from localmistral.units import format_speed
+
+if TYPE_CHECKING:  # only for names: these bring the engine along, 0.4 s
+    from localmistral.answer import ChatItem, ChatResult
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _THINKING_STYLE = "dim italic"
 _LOAD_DELAY_S = 0.5
 """Loads shorter than this show no bar: it would only flicker."""
+_BAR_WIDTH = 16
+"""Leaves 62 of 80 columns to names and figures."""
 
 
 def make_printable(text: str) -> str:
@@ -116,7 +122,7 @@ class AnswerView:
         self._thinking = ThinkingView(console, folds=folds) if shows else None
         self._at_line_start = True
 
-    def show(self, item: ChatItem) -> None:
+    def show(self, item: "ChatItem") -> None:
         """Show one item of a stream; calls are shown whole, by `end`."""
         if isinstance(item, ReasoningDelta):
             if self._thinking is not None:
@@ -125,7 +131,7 @@ class AnswerView:
             self._end_thinking()
             self._write(item.text)
 
-    def end(self, result: ChatResult | None) -> None:
+    def end(self, result: "ChatResult | None") -> None:
         """Finish the lines that are open; calls come out as JSON, one a line."""
         self._end_thinking()
         if result is not None:
@@ -160,7 +166,7 @@ def describe_call(call: ToolCallDelta) -> dict[str, Any]:
     return {"name": call.name, "arguments": arguments}
 
 
-def describe_result(result: ChatResult) -> str:
+def describe_result(result: "ChatResult") -> str:
     """Statistics, a line each for the prompt, the thinking if there was any, and the answer."""
     cached = f" ({result.cached_tokens} of them cached)" if result.cached_tokens else ""
     answer_tokens = result.completion_tokens - result.reasoning_tokens
@@ -196,6 +202,53 @@ def show_loading(name: str) -> Iterator[Callable[[float], None]]:
         timer.cancel()
         timer.join()
         progress.stop()
+
+
+Styled = tuple[str, str]
+"""A piece of text and its style, in rich's words (`bold`, `dim`, `blue`; empty for none)."""
+
+
+def print_line(*parts: Styled) -> None:
+    """One line on stdout of styled pieces, which are plain off a terminal; never wrapped."""
+    pieces = [(make_printable(text), style) for text, style in parts]
+    if sys.stdout.isatty():
+        line = Text.assemble(*pieces)
+        Console(highlight=False).print(line, soft_wrap=True)
+        return
+    sys.stdout.write("".join(text for text, _ in pieces) + "\n")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """One line of a live display: a label, how much of a bar is full (None: no bar), and text."""
+
+    label: str
+    share: float | None
+    text: str
+
+
+@contextlib.contextmanager
+def show_bars() -> Iterator[Callable[[list[Bar]], None] | None]:
+    """Live bars on a terminal's stderr, gone when the block ends; None off a terminal."""
+    console = error_console()
+    if not console.is_terminal:
+        yield None
+        return
+    live = Live(console=console, transient=True, auto_refresh=False)
+    with live:
+        yield lambda bars: live.update(_lay_out_bars(bars), refresh=True)
+
+
+def _lay_out_bars(bars: Sequence[Bar]) -> Table:
+    table = Table.grid(padding=(0, 1), expand=False)
+    table.add_column(no_wrap=True)
+    table.add_column(width=_BAR_WIDTH)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    for bar in bars:
+        label, text = (Text(make_printable(part)) for part in (bar.label, bar.text))
+        shown = "" if bar.share is None else ProgressBar(total=1.0, completed=bar.share)
+        table.add_row(label, shown, text)
+    return table
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
