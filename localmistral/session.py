@@ -15,25 +15,30 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from localmistral.answer import Assembly, ChatStream
-from localmistral.chatformat.call_grammar import write_call_grammar
+from localmistral.calling import shape_answer
 from localmistral.chatformat.effort import parse_effort, thinks
-from localmistral.chatformat.families import CONTROL_NAMES
 from localmistral.chatformat.formats import make_format
 from localmistral.chatformat.messages import Message, Tool, parse_messages, parse_tools
-from localmistral.chatformat.rendering import PromptTokens
 from localmistral.chatformat.segments import Segment
 from localmistral.engine import Constraint, Engine, EngineSettings, Request, Sampling
-from localmistral.engine.constraints import ConstraintCompiler, Lark, Spec, Thinking
-from localmistral.engine.schema_check import check_schema
+from localmistral.engine.constraints import ConstraintCompiler, Spec, Thinking
 from localmistral.engine.thinking import ThinkingBudget
 from localmistral.errors import BadRequestError
-from localmistral.loading import choose_context, find_model, fit_ram, limit_context
+from localmistral.fit.plan import Plan, PlanRequest
+from localmistral.loading import (
+    OnNote,
+    PlannedLoad,
+    find_model,
+    load_engine,
+    plan_load,
+)
+from localmistral.markup import find_thinking_tags, read_prompt_tokens
 from localmistral.models.cache import LocalModel
 from localmistral.models.catalog import load_catalog
 from localmistral.models.gguf import read_shape, read_vocabulary
-from localmistral.models.shape import ModelShape, TokenType, Vocabulary, require_runnable
-
-_MARKUP_STARTS = frozenset("<[|")
+from localmistral.models.shape import ModelShape, Vocabulary, require_runnable
+from localmistral.planning import current_machine
+from localmistral.planning.candidates import limit_context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +73,12 @@ class Chat:
     ) -> None:
         self.engine = engine
         self.shape = shape
+        self.plan: Plan | None = None
         self.name = local.name
         self.title = local.path.name if local.name == str(local.path) else local.name
         self.model = load_catalog().find(local.model) if local.model else None
         self.budgets = budgets or ThinkingBudgets()
-        self._tokens = _read_prompt_tokens(engine, vocabulary)
+        self._tokens = read_prompt_tokens(engine, vocabulary)
         self.format = make_format(
             self._tokens,
             embedded=shape.tokenizer.chat_template,
@@ -80,7 +86,7 @@ class Chat:
             model_name=self.model.name if self.model else shape.name,
             override=chat_template,
         )
-        self._thinking = self.format.thinking_ids or _find_thinking_tags(vocabulary)
+        self._thinking = self.format.thinking_ids or find_thinking_tags(vocabulary)
         self._compiler = ConstraintCompiler(engine.tokenizer)
 
     @classmethod
@@ -90,25 +96,84 @@ class Chat:
         settings: EngineSettings | None = None,
         *,
         context: int | None = None,
+        request: PlanRequest | None = None,
         chat_template: str | None = None,
         budgets: ThinkingBudgets | None = None,
         on_progress: Callable[[float], None] | None = None,
+        on_note: OnNote = lambda _: None,
     ) -> Self:
         """Load a model by path, by a name of the catalogue or as `hf:org/repo:QUANT`.
 
-        `context` is tokens per stream; None chooses DEFAULT_CONTEXT or the model's limit.
-        `chat_template` is a Jinja file, "embedded" or the name of a Mistral family. Raises
-        ModelNotFoundError when it isn't on this disk, ModelFileError when it can't be loaded.
+        It is planned for this machine first: `request` says what is wanted of the plan, `context`
+        (tokens per stream) alone is short for that. With `settings` nothing is planned, and they
+        hold as they are. `chat_template` is a Jinja file, "embedded" or the name of a Mistral
+        family. `on_note` gets sentences about what came out otherwise than planned. Raises
+        ModelNotFoundError when the model isn't on this disk, ModelFileError when it can't be
+        loaded, LocalMistralError when no plan fits.
         """
-        local = find_model(os.fspath(name))
+        if settings is not None:
+            return cls._load_as_told(
+                os.fspath(name), settings, context, chat_template, budgets, on_progress
+            )
+        wanted = request or PlanRequest()
+        if context is not None:
+            wanted = dataclasses.replace(wanted, context=context)
+        planned = plan_load(os.fspath(name), wanted, current_machine())
+        return cls.load_planned(
+            planned,
+            chat_template=chat_template,
+            budgets=budgets,
+            on_progress=on_progress,
+            on_note=on_note,
+        )
+
+    @classmethod
+    def load_planned(
+        cls,
+        planned: PlannedLoad,
+        *,
+        chat_template: str | None = None,
+        budgets: ThinkingBudgets | None = None,
+        on_progress: Callable[[float], None] | None = None,
+        on_note: OnNote = lambda _: None,
+    ) -> Self:
+        """Load what `loading.plan_load` planned; `plan` then says what was really run."""
+        vocabulary = read_vocabulary(planned.local.path)
+        engine, done = load_engine(planned, on_progress=on_progress, on_note=on_note)
+        chat = cls._wrap(engine, done.shape, vocabulary, done.local, chat_template, budgets)
+        chat.plan = done.plan
+        return chat
+
+    @classmethod
+    def _load_as_told(
+        cls,
+        name: str,
+        settings: EngineSettings,
+        context: int | None,
+        chat_template: str | None,
+        budgets: ThinkingBudgets | None,
+        on_progress: Callable[[float], None] | None,
+    ) -> Self:
+        local = find_model(name)
         shape = read_shape(local.path)
         require_runnable(shape)
         vocabulary = read_vocabulary(local.path)
-        limit = limit_context(shape, local)
-        chosen = choose_context(context, limit)
-        settings = dataclasses.replace(settings or EngineSettings(), context=chosen)
-        settings = fit_ram(settings, shape)
+        limit = limit_context(shape, local.model)
+        wanted = min(settings.context, limit) if context is None else context
+        settings = dataclasses.replace(settings, context=wanted)
         engine = Engine.load(shape.files, settings, on_progress=on_progress)
+        return cls._wrap(engine, shape, vocabulary, local, chat_template, budgets)
+
+    @classmethod
+    def _wrap(
+        cls,
+        engine: Engine,
+        shape: ModelShape,
+        vocabulary: Vocabulary,
+        local: LocalModel,
+        chat_template: str | None,
+        budgets: ThinkingBudgets | None,
+    ) -> Self:
         try:
             return cls(
                 engine, shape, vocabulary, local, chat_template=chat_template, budgets=budgets
@@ -172,25 +237,32 @@ class Chat:
         tool_choice: str | Mapping[str, Any] | None = "auto",
         thinking_budget: int | None = None,
         cache_prompt: bool = True,
+        add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        top_logprobs: int | None = None,
+        ignore_eos: bool = False,
     ) -> ChatStream:
         """Start an answer to `messages` (OpenAI's form, or parsed ones).
 
         `sampling` names the fields of `Sampling` to set; the others keep the model's defaults.
-        `output` is what the answer (not the thinking before it) has to look like. `tool_choice`
-        is auto, none, required (at least one call), or the tool to call: its name, or OpenAI's
-        object with the name in it.
-        `thinking_budget` in tokens takes the place of the effort's own.
+        `output` is what the answer (not the thinking before it, nor a call in its place) has to
+        look like; arguments of strict tools always fit their schema. `tool_choice` is auto, none,
+        required (at least one call), or the tool to call: its name, or OpenAI's object with the
+        name in it.
+        `thinking_budget` in tokens takes the place of the effort's own. With `top_logprobs` (0 to
+        20) the stream also has a TokenProbability after each token of the content.
         Errors: BadRequestError, ContextOverflowError, BusyError; later ones come while iterating.
         """
         choice = _parse_tool_choice(tool_choice)
         declared = _parse_tools(tools) if choice != "none" else ()
-        if choice not in ("auto", "none"):
-            output = self._force_call(declared, choice, output)
+        shape = output
+        if choice != "none":
+            shape = shape_answer(self._tokens.control, declared, choice, output)
         segments = self.render(
             messages,
             tools=declared,
             effort=effort,
+            add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
         is_open = self.format.ends_in_thinking(segments)
@@ -198,42 +270,35 @@ class Chat:
             prompt=self.encode(segments),
             max_tokens=max_tokens,
             stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
-            sampling=_set_sampling(self.default_sampling(effort), sampling or {}),
+            sampling=self.set_sampling(sampling or {}, effort),
             cache_prompt=cache_prompt,
+            top_logprobs=top_logprobs,
+            ignore_eos=ignore_eos,
             thinking=self._thinking,
             in_thinking=is_open,
-            constraint=self._make_constraint(output, effort, is_open),
+            constraint=self._make_constraint(
+                shape, effort, is_open, "response_format" if shape is output else "tools"
+            ),
             guide=self._make_guide(effort, thinking_budget, is_open),
         )
         parser = self.format.make_parser(tools=bool(declared), in_thinking=is_open)
-        return ChatStream(self.engine.submit(request), Assembly(parser))
+        return ChatStream(
+            self.engine.submit(request), Assembly(parser), prompt_tokens=len(request.prompt)
+        )
 
-    def _force_call(self, tools: Sequence[Tool], tool_choice: str, output: Spec | None) -> Spec:
-        """The grammar that leaves only calls of the tools that may be called."""
-        allowed = [tool for tool in tools if tool_choice in ("required", tool.name)]
-        if not allowed:
-            names = ", ".join(tool.name for tool in tools) or "none"
-            raise BadRequestError(
-                f"tool_choice {tool_choice[:64]!r} asks for a call, but the tools are: {names}.",
-                "Declare the tool, or use auto.",
-                param="tool_choice",
-            )
-        if output is not None:
-            raise BadRequestError(
-                f"tool_choice {tool_choice[:64]!r} leaves no room for an answer of another form.",
-                "Use one of the two.",
-                param="tool_choice",
-            )
-        schemas = [check_schema(t.parameters, f"tools.{t.name}.parameters") for t in allowed]
-        several = tool_choice == "required"
-        grammar = write_call_grammar(self._tokens.control, allowed, schemas, several=several)
-        return Lark(grammar=grammar, lenient=True)
+    def set_sampling(self, given: Mapping[str, Any], effort: str | None = None) -> Sampling:
+        """The model's defaults with the fields in `given`. Errors: BadRequestError."""
+        return _set_sampling(self.default_sampling(effort), given)
+
+    def constrain(self, output: Spec | None) -> Constraint | None:
+        """What keeps a plain text, without any thinking before it, to the form of `output`."""
+        return None if output is None else self._compiler.compile(output)
 
     def _thinks(self, effort: str | None) -> bool:
         return thinks(effort or self.format.default_effort)
 
     def _make_constraint(
-        self, output: Spec | None, effort: str | None, is_open: bool
+        self, output: Spec | None, effort: str | None, is_open: bool, param: str
     ) -> Constraint | None:
         if output is None:
             return None
@@ -241,7 +306,7 @@ class Chat:
         if self._thinking is not None and (is_open or self._thinks(effort)):
             opening, closing = (self.engine.detokenize([token]) for token in self._thinking)
             thinking = Thinking(open=opening, close=closing, opened=is_open)
-        return self._compiler.compile(output, thinking=thinking)
+        return self._compiler.compile(output, thinking=thinking, param=param)
 
     def _make_guide(
         self, effort: str | None, thinking_budget: int | None, is_open: bool
@@ -312,42 +377,3 @@ def _recommended_sampling(shape: ModelShape) -> Sampling:
         with contextlib.suppress(BadRequestError):
             sampling = dataclasses.replace(sampling, **{name: whole})
     return sampling
-
-
-def _read_prompt_tokens(engine: Engine, vocabulary: Vocabulary) -> PromptTokens:
-    tokenizer = engine.tokenizer
-
-    def name(token: int) -> str:
-        return vocabulary.texts[token] if 0 <= token < len(vocabulary.texts) else ""
-
-    return PromptTokens(
-        control=_find_control_tokens(engine, vocabulary),
-        user_defined=_texts_of(vocabulary, TokenType.USER_DEFINED),
-        bos=name(tokenizer.bos),
-        eos=name(tokenizer.eos),
-        adds_bos=tokenizer.adds_bos,
-    )
-
-
-def _find_thinking_tags(vocabulary: Vocabulary) -> tuple[int, int] | None:
-    """The ids of <think> and </think>, where each is one token."""
-    try:
-        return vocabulary.texts.index("<think>"), vocabulary.texts.index("</think>")
-    except ValueError:
-        return None
-
-
-def _find_control_tokens(engine: Engine, vocabulary: Vocabulary) -> dict[str, int]:
-    """Control tokens by text: the file's, those llama.cpp takes for such, and Mistral's names."""
-    return {
-        text: number
-        for number, (text, kind) in enumerate(zip(vocabulary.texts, vocabulary.types, strict=True))
-        if kind in (TokenType.CONTROL, TokenType.UNKNOWN)
-        or text in CONTROL_NAMES
-        or (text[:1] in _MARKUP_STARTS and engine.tokenizer.is_control(number))
-    }
-
-
-def _texts_of(vocabulary: Vocabulary, kind: TokenType) -> tuple[str, ...]:
-    pairs = zip(vocabulary.texts, vocabulary.types, strict=True)
-    return tuple(text for text, number in pairs if number == kind)

@@ -13,10 +13,17 @@ from typing import Annotated
 import typer
 
 from localmistral import __version__
+from localmistral.cli.bench import bench
 from localmistral.cli.chat import chat
+from localmistral.cli.doctor import doctor
+from localmistral.cli.hardware import hardware
 from localmistral.cli.listing import list_models, models
 from localmistral.cli.options import Debug
+from localmistral.cli.plan import plan
+from localmistral.cli.pull import pull
+from localmistral.cli.rm import rm
 from localmistral.cli.run import run
+from localmistral.cli.serve import serve
 from localmistral.errors import LocalMistralError, UsageError
 
 # The parser's own base class: typer names only some of the classes below it.
@@ -36,8 +43,15 @@ app = typer.Typer(
 
 app.command()(run)
 app.command()(chat)
+app.command()(serve)
+app.command()(plan)
+app.command()(bench)
+app.command()(hardware)
+app.command()(doctor)
 app.command()(models)
 app.command(name="list")(list_models)
+app.command()(pull)
+app.command()(rm)
 
 
 @app.callback(invoke_without_command=True)

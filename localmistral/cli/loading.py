@@ -1,38 +1,136 @@
-"""Loading the model that a command names, with a bar, its log and the knobs that were set."""
+"""Loading the model that a command names: planned, downloaded if need be, with a bar."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from localmistral.cli.consent import can_ask, confirm_download
+from localmistral.errors import ModelNotFoundError
+from localmistral.fit.plan import PlanRequest
+from localmistral.units import format_bytes
 
 if TYPE_CHECKING:
+    from localmistral.fit.machine import Machine
+    from localmistral.fit.plan import Plan
+    from localmistral.loading import PlannedLoad
+    from localmistral.server.client import RemoteChat
     from localmistral.session import Chat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What the command line says about loading; with a `plan_file` no name, and an empty
+    request."""
+
+    name: str | None
+    request: PlanRequest
+    plan_file: Path | None = None
+    chat_template: str | None = None
+    offline: bool = False
+    yes: bool = False
+    verbose: bool = False
 
 
 @contextmanager
-def load_chat(
-    name: str, knobs: dict[str, Any], chat_template: str | None, verbose: bool
-) -> "Iterator[Chat]":
-    from localmistral.engine import EngineSettings
-    from localmistral.session import Chat
-    from localmistral.terminal.render import show_loading
-
-    if verbose:
-        _show_log()
-    context = knobs.get("context")
-    others = {name: value for name, value in knobs.items() if name != "context"}
-    with show_loading(name) as on_progress:
-        chat = Chat.load(
-            name,
-            EngineSettings(**others),
-            context=context,
-            chat_template=chat_template,
-            on_progress=on_progress,
-        )
-    with chat:
+def load_chat(options: LoadOptions) -> "Iterator[Chat]":
+    """Plan, fetch what is missing once that is agreed to, load; the chat is closed at the end."""
+    with load_served(options, lambda _: None) as chat:
         yield chat
 
 
-def _show_log() -> None:
+def load_served(options: LoadOptions, on_progress: Callable[[float], None]) -> "Chat":
+    """As `load_chat`, for whoever closes the chat; `on_progress` gets 0.0-1.0 as well."""
+    from localmistral.session import Chat
+    from localmistral.terminal.render import print_note, show_loading
+
+    if options.verbose:
+        show_log()
+    planned = plan_for(options)
+    speed = planned.plan.predicted.decode_tokens_per_second
+    if speed < options.request.min_speed:
+        print_note(
+            f"The model is expected to write about {speed:.1f} tokens/s here; to see why: "
+            f"localmistral plan {planned.local.name}"
+        )
+    with show_loading(planned.local.name) as show:
+
+        def report(done: float) -> None:
+            show(done)
+            on_progress(done)
+
+        return Chat.load_planned(
+            planned,
+            chat_template=options.chat_template,
+            on_progress=report,
+            on_note=print_note,
+        )
+
+
+def plan_for(options: LoadOptions) -> "PlannedLoad":
+    """The plan that a load will run, its files on this disk."""
+    from localmistral.loading import plan_load, replay_plan
+    from localmistral.models.cache import find_local
+    from localmistral.models.names import resolve
+    from localmistral.planning import current_machine
+
+    if options.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if options.plan_file is not None:
+        return replay_plan(options.plan_file, current_machine())
+    assert options.name is not None  # the model or the plan is named
+    name = options.name
+    is_here = find_local(resolve(name)) is not None
+    machine = current_machine()
+    if not is_here:
+        name = _fetch(options, name, machine)
+    return plan_load(name, options.request, machine)
+
+
+def _fetch(options: LoadOptions, name: str, machine: "Machine") -> str:
+    """Download what suits this machine best; the name of what is then here."""
+    from localmistral.fetching import ensure_local, refuse_absent
+    from localmistral.models.download import is_offline
+    from localmistral.planning import gather_candidates, plan_choices
+    from localmistral.terminal.progress import show_transfer
+    from localmistral.terminal.render import print_note
+
+    if is_offline():
+        raise refuse_absent(name, is_offline=True)
+    may_fetch = options.yes or can_ask()
+    try:
+        choices = gather_candidates(name, uses_hub=may_fetch)
+    except ModelNotFoundError as error:
+        if may_fetch:
+            raise
+        raise refuse_absent(name, is_offline=False) from error
+    plan = plan_choices(choices, options.request, machine)
+    if not may_fetch:
+        raise _refuse_to_fetch(name, plan)
+    for note in choices.notes:
+        print_note(note)
+    confirm = confirm_download(yes=options.yes, plan=plan)
+    local = ensure_local(plan, confirm=confirm, show_transfer=show_transfer, on_note=print_note)
+    return local.name
+
+
+def _refuse_to_fetch(name: str, plan: "Plan") -> ModelNotFoundError:
+    """What to say to a script, without asking the network first."""
+    from localmistral.models.names import quote_name
+
+    chosen = f"{plan.model}:{plan.quant}"
+    size = format_bytes(sum(file.bytes for file in plan.files))
+    return ModelNotFoundError(
+        f"{quote_name(name)} isn't on this disk, and nobody is there to be asked whether "
+        f"{chosen} ({size}), which suits this machine, may be downloaded.",
+        f"localmistral pull {chosen} --yes",
+    )
+
+
+def show_log() -> None:
+    """Everything this program and llama.cpp log, on stderr."""
     import logging
 
     handler = logging.StreamHandler()
@@ -42,7 +140,7 @@ def _show_log() -> None:
     logger.setLevel(logging.DEBUG)
 
 
-def warn_of_effort(chat: "Chat", effort: str | None) -> None:
+def warn_of_effort(chat: "Chat | RemoteChat", effort: str | None) -> None:
     if effort is not None and not chat.has_effort_switch:
         from localmistral.terminal.render import print_note
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from localmistral.engine.buffers import LoadReport
+    from localmistral.engine.embedding import Embedder
     from localmistral.engine.engine import Engine
     from localmistral.engine.metrics import EngineMetrics
     from localmistral.engine.sampling import TokenProbability
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Constraint",
+    "Embedder",
     "Engine",
     "EngineMetrics",
     "EngineSettings",
@@ -39,6 +41,7 @@ __all__ = [
 
 _HOMES = {
     "buffers": ("LoadReport",),
+    "embedding": ("Embedder",),
     "engine": ("Engine",),
     "metrics": ("EngineMetrics",),
     "sampling": ("TokenProbability",),

@@ -45,6 +45,7 @@ __all__ = [
     "Regex",
     "Spec",
     "Thinking",
+    "write_form",
 ]
 
 MAX_OPTIONS = 10_000
@@ -109,7 +110,7 @@ class ConstraintCompiler:
         return found[0], found[1]
 
     def _build(self, spec: Spec, thinking: Thinking | None, param: str) -> Constraint:
-        answer, before = _write(spec, param), ""
+        answer, before = write_form(spec, param), ""
         if thinking is not None:
             before = write_thinking(thinking.open, thinking.close, opened=thinking.opened)
         grammar = compose(answer, before)
@@ -190,8 +191,11 @@ def _hint(spec: Spec) -> str:
     return ""
 
 
-def _write(spec: Spec, param: str) -> str:
-    """`spec` in llguidance's Lark, checked."""
+def write_form(spec: Spec, param: str) -> str:
+    """`spec` in llguidance's Lark, checked; but for grammars the one rule `start: ...`.
+
+    Errors: BadRequestError with `param`.
+    """
     match spec:
         case JsonSchema(schema=schema, whitespace=whitespace, strict=strict):
             text = check_schema(schema, param)

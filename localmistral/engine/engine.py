@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from localmistral.engine.buffers import LoadReport, read_report
+from localmistral.engine.embedding import Embedder, makes_embeddings
 from localmistral.engine.jobs import Job
 from localmistral.engine.library import has_gpu, logger
 from localmistral.engine.metrics import EngineMetrics
@@ -116,6 +117,11 @@ class Engine:
         return self._tokenizer
 
     @property
+    def embedder(self) -> Embedder | None:
+        """What turns texts into vectors; None for a model that wasn't made for it."""
+        return self._thread.embedder
+
+    @property
     def report(self) -> LoadReport:
         """What the load took on every device, by llama.cpp's own account."""
         assert self._thread.report is not None
@@ -158,6 +164,7 @@ class _EngineThread(threading.Thread):
         self.ready = threading.Event()
         self.error: BaseException | None = None
         self.tokenizer: Tokenizer | None = None
+        self.embedder: Embedder | None = None
         self.report: LoadReport | None = None
         self.is_serving = False
         self.limit = 0
@@ -186,6 +193,8 @@ class _EngineThread(threading.Thread):
             sequences = self.settings.parallel + self.settings.cached
             context = Context(model, self.settings, sequences)
             self.report = read_report(model.log + context.log, name_buffers(self.settings))
+            if makes_embeddings(model):
+                self.embedder = Embedder(model, self.settings)
             self._serve(model, context)
         except BaseException as error:  # noqa: BLE001  (raised by `load`, or logged)
             self._note(error)
@@ -193,6 +202,8 @@ class _EngineThread(threading.Thread):
             self.is_serving = False
             if self.tokenizer is not None:
                 self.tokenizer.close()
+            if self.embedder is not None:
+                self.embedder.close()
             if context is not None:
                 context.close()
             if model is not None:

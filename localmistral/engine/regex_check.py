@@ -27,6 +27,10 @@ def check_regex(pattern: str, where: str, param: str) -> None:
             f"{where} has {len(pattern)} characters, at most {MAX_PATTERN_CHARACTERS} are taken.",
             param=param,
         )
+    if any("\ud800" <= character <= "\udfff" for character in pattern):
+        raise BadRequestError(
+            f"{where} holds half of a surrogate pair, which is not text.", param=param
+        )
     if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
         raise BadRequestError(f"{where} ends in a backslash that escapes nothing.", param=param)
     size = _expand(pattern, where, param)

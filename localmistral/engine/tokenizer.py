@@ -37,6 +37,7 @@ class Tokenizer:
         self.bos = int(llama.llama_vocab_bos(vocabulary))
         self.eos = int(llama.llama_vocab_eos(vocabulary))
         self.adds_bos = bool(llama.llama_vocab_get_add_bos(vocabulary))
+        self.adds_eos = bool(llama.llama_vocab_get_add_eos(vocabulary))
         self._control: dict[int, bool] = {}
         self._ends: dict[int, bool] = {}
 
