@@ -34,12 +34,9 @@ with room for so many more of them a dry load, which reads the vocabulary anew, 
 RETRY_SHARE = 0.9
 """Of what a device had no room for, what the next plan may put there."""
 SAME_SHARE = 0.02
-"""How far a size that failed may be from the planned one that it is taken for: tensors are padded."""
-KEPT_PREFIXES = 3
-"""Earlier requests whose prefixes are kept beside the streams: chats take turns, and a switch of
-effort changes the prefix. They take cells only while no stream needs them."""
+"""How far a size that failed may be from the planned one it is taken for: tensors are padded."""
 MAX_SEQUENCES = 256
-"""llama.cpp's limit, of streams and kept prefixes together."""
+"""llama.cpp's limit, of streams and of the prefixes kept beside them together."""
 CPU = "CPU"
 
 OnNote = Callable[[str], None]
@@ -130,7 +127,7 @@ def make_settings(plan: Plan, machine: Machine) -> EngineSettings:
     return EngineSettings(
         context=plan.context,
         parallel=plan.parallel,
-        cached=max(0, min(KEPT_PREFIXES, MAX_SEQUENCES - plan.parallel)),
+        cached=max(0, min(EngineSettings().cached, MAX_SEQUENCES - plan.parallel)),
         batch=plan.batch,
         ubatch=plan.ubatch,
         # as many threads as cores: the engine then chooses, and gives way to other processes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # Before anything loads llama.cpp: threads that spin while they wait starve each other when
 # several engines share a few cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Nor may a server that somebody has running answer in place of what is tested.
+os.environ.setdefault("LOCALMISTRAL_NO_SERVER", "1")
+
+# What bench has learnt of this machine would change plans, and loads would overwrite what doctor is
+# to say of the last real one.
+STATE = tempfile.TemporaryDirectory(prefix="localmistral-state-")
+os.environ["XDG_STATE_HOME"] = STATE.name
 
 # At the end, since scripts/test.py would otherwise hide the standard library's `test`.
 sys.path.append(str(ROOT / "scripts"))
@@ -37,3 +46,4 @@ def pytest_unconfigure() -> None:
         file = getattr(utilities, name, None)
         if file is not None:
             file.close()
+    STATE.cleanup()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -13,6 +15,8 @@ import pytest
 from malformed_gguf import MALFORMED
 
 from localmistral.engine import Engine
+from localmistral.fit.calibration import Calibration, calibration_file, write_calibration
+from localmistral.planning import current_machine
 
 SYSTEM = ("--system", "You are a helpful assistant.")
 PARIS = ("--temperature", "0", *SYSTEM, "What is the capital of France?")
@@ -23,6 +27,7 @@ def no_models_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """An empty disk, as far as the program looks."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("LOCALMISTRAL_MODELS", raising=False)
 
 
@@ -187,7 +192,7 @@ def test_tools_are_part_of_the_prompt_in_any_of_three_forms(
         (("run", "-m", "", "hi"), 2, ["name is empty"]),
         (("run", "-m", "nowhere.gguf", "hi"), 1, ["nowhere.gguf"]),
         (("run", "-m", "smal-4", "hi"), 1, ["smal-4", "small-4"]),
-        (("run", "-m", "small-4", "hi"), 1, ["not on this disk", "unsloth"]),
+        (("run", "-m", "small-4", "hi"), 1, ["isn't on this disk", "localmistral pull "]),
         (("run", "-m", "small-4:Q99", "hi"), 1, ["Q99", "UD-Q4_K_M"]),
         (("run", "-m", "hf:nothing", "hi"), 2, ["hf:ORG/REPOSITORY"]),
         (("run", "--effort", "banana", "hi"), 2, ["banana", "none, low, medium or high"]),
@@ -234,7 +239,94 @@ def test_a_prompt_over_the_context_names_both_counts(smollm2_path: Path) -> None
 
 
 def test_a_context_over_the_models_limit_names_it(smollm2_path: Path) -> None:
-    check_refusal(run("run", "-m", smollm2_path, "--context", "1M", "hi"), 1, "8192")
+    check_refusal(run("run", "-m", smollm2_path, "--context", "1M", "hi"), 1, "8,192", "--context")
+
+
+# Plans
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    """The demo model's plan, as a shell would have saved it."""
+    path = tmp_path / "plan.json"
+    path.write_bytes(run("plan", "-m", "demo", "--context", "512", "--json").stdout)
+    return path
+
+
+def test_the_plan_that_is_shown_is_the_plan_that_is_run(smollm2_path: Path) -> None:
+    shown = json.loads(run("plan", smollm2_path, "--context", "2k", "--json").stdout)
+    done = run("run", "-m", smollm2_path, "--context", "2k", "--verbose", "--max-tokens", "1", "Hi")
+    said = done.stderr.decode()
+    stable = [reason for reason in shown["reasons"] if "GiB" not in reason]  # of RAM, at the time
+    assert len(stable) > 1
+    for reason in stable:
+        assert reason in said
+    assert re.search(rf"n_ctx += {shown['context']}\b", said)
+    assert re.search(rf"n_ubatch += {shown['ubatch']}\b", said)
+
+
+def test_a_saved_plan_is_run(plan_file: Path) -> None:
+    done = run("run", "--plan", plan_file, "--json", "--effort", "high", "What is 31 + 46?")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "77" in json.loads(done.stdout)["answer"]
+    long = run("run", "--plan", plan_file, stdin=b"word " * 1000)
+    check_refusal(long, 1, "the context holds 512")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("run", "-m", "demo", "hi"),
+        ("run", "--quant", "Q8_0", "hi"),
+        ("run", "--context", "1k", "hi"),
+        ("run", "--threads", "0", "hi"),
+        ("run", "--cpu-experts", "none", "hi"),
+        ("chat", "demo"),
+        ("chat", "--kv-type", "f16"),
+        ("serve", "--parallel", "2"),
+        ("bench", "demo"),
+        ("bench", "--ubatch", "512"),
+    ],
+)
+def test_a_saved_plan_bears_no_knob_beside_it(plan_file: Path, more: tuple[str, ...]) -> None:
+    command, *rest = more
+    check_refusal(run(command, "--plan", plan_file, *rest), 2, "finished plan", "Leave one of")
+
+
+def test_a_plan_that_can_not_be_replayed_says_why(plan_file: Path, tmp_path: Path) -> None:
+    plan = json.loads(plan_file.read_bytes())
+    gone = {**plan, "files": [{**plan["files"][0], "path": str(tmp_path / "gone.gguf")}]}
+    cards = {**plan, "gpu_layers": 5, "tensor_split": [2, 3]}
+    cards["devices"] = [{**plan["devices"][-1], "name": name} for name in ("A", "B", "CPU")]
+    documents = {
+        "gone.gguf": json.dumps(gone), "JSON": "{", "plan of localmistral": '{"a": 1}',
+        "cards": json.dumps(cards), "context": json.dumps({**plan, "context": -1}),
+    }  # fmt: skip
+    for word, text in documents.items():
+        plan_file.write_text(text, encoding="utf-8")
+        check_refusal(run("run", "--plan", plan_file, "hi"), 1, word, "localmistral ")
+    check_refusal(run("run", "--plan", tmp_path / "none.json", "hi"), 1, "none.json")
+
+
+def test_doctor_tells_whether_the_last_load_went_as_planned(smollm2_path: Path) -> None:
+    def look() -> dict[str, str]:
+        checks = json.loads(run("doctor", "--json").stdout)
+        rows = checks["checks"] if isinstance(checks, dict) else checks
+        return next(row for row in rows if row["name"] == "last load")
+
+    assert "No load" in look()["message"]
+    run("run", "-m", smollm2_path, "--max-tokens", "1", "Hi")
+    after = look()
+    assert (after["status"], after["message"]) == ("ok", "The last load took what was planned.")
+
+
+def test_a_slow_model_is_announced_and_the_answer_stays_alone(smollm2_path: Path) -> None:
+    machine = replace(current_machine(), gpus=())
+    write_calibration(Calibration(ram_decode=20.0), machine, calibration_file())
+    done = run("run", "-m", smollm2_path, "--max-tokens", "2", "Hi")
+    note, _ = done.stderr.decode().splitlines()  # the other says where it was cut
+    assert "tokens/s here" in note and "localmistral plan" in note
+    assert done.returncode == 0 and done.stdout
 
 
 def test_debug_shows_the_traceback() -> None:
@@ -271,7 +363,7 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_read(tmp_path: Path)
     )
     if psutil.virtual_memory().total > path.stat().st_size or Engine.has_gpu():
         pytest.skip("this machine can hold it")
-    check_refusal(run("run", "-m", path, "hi"), 1, "The weights take 1", "GiB of RAM")
+    check_refusal(run("run", "-m", path, "hi"), 1, "CPU needs 1", "GiB", "too little by")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")

@@ -15,13 +15,15 @@ from localmistral.chatformat.parser import (
     TagParser,
     ToolCallDelta,
 )
-from localmistral.engine import GenerationResult, TokenEvent
+from localmistral.engine import EngineSettings, GenerationResult, TokenEvent
 from localmistral.errors import (
     BadRequestError,
     ContextOverflowError,
+    LocalMistralError,
     ModelFileError,
     ModelNotFoundError,
 )
+from localmistral.fit.plan import PlanRequest
 from localmistral.session import Chat
 
 GREEDY = {"temperature": 0}
@@ -136,7 +138,7 @@ def test_cancelling_gives_what_there_was(chat: Chat) -> None:
 def test_what_is_not_on_this_disk_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="mistral-small-4 is known") as refusal:
         Chat.load("small-4")
-    assert "unsloth/Mistral-Small-4-119B-2603-GGUF" in refusal.value.hint
+    assert refusal.value.hint == "localmistral pull small-4"
     with pytest.raises(ModelNotFoundError, match="no-such"):
         Chat.load("hf:org/no-such")
     page = tmp_path / "page.gguf"
@@ -146,8 +148,43 @@ def test_what_is_not_on_this_disk_says_how_to_get_it(tmp_path: Path) -> None:
 
 
 def test_a_context_over_the_models_limit_is_refused(smollm2_path: Path) -> None:
-    with pytest.raises(BadRequestError, match=r"9000 tokens.*8192"):
+    with pytest.raises(LocalMistralError, match=r"9,000 tokens.*8,192"):
         Chat.load(str(smollm2_path), context=9000)
+
+
+def test_a_model_is_planned_for_this_machine_unless_told_how() -> None:
+    notes: list[str] = []
+    with Chat.load("demo", on_note=notes.append) as loaded:
+        plan = loaded.plan
+        assert plan is not None
+        assert plan.context == loaded.engine.settings.context == 4096  # all the toy has
+        assert loaded.name == "demo"
+    wish = PlanRequest(context=1024, kv_type="q8_0", parallel=2, ubatch=128)
+    with Chat.load("demo", request=wish) as loaded:
+        settings = loaded.engine.settings
+        assert loaded.plan is not None and loaded.plan.kv_type == "q8_0"
+        assert (settings.context, settings.kv_type, settings.parallel) == (1024, "q8_0", 2)
+        assert settings.ubatch == 128
+    with Chat.load("demo", request=wish, context=512) as loaded:
+        assert loaded.engine.settings.context == 512
+        assert loaded.engine.settings.kv_type == "q8_0"
+    with Chat.load("demo", EngineSettings(context=768, devices=("CPU",))) as loaded:
+        assert loaded.plan is None
+        assert loaded.engine.settings.context == 768
+    assert notes == []
+
+
+def test_as_many_streams_as_llama_cpp_has_can_be_planned() -> None:
+    with Chat.load("demo", request=PlanRequest(context=256, parallel=255)) as loaded:
+        settings = loaded.engine.settings
+        assert (settings.parallel, settings.cached) == (255, 1)
+
+
+def test_a_plan_that_can_not_be_is_an_error_and_no_load(smollm2_path: Path) -> None:
+    with pytest.raises(LocalMistralError, match="no routed experts"):
+        Chat.load(smollm2_path, request=PlanRequest(cpu_expert_layers=(0,)))
+    with pytest.raises(LocalMistralError, match="--gpu-layers 99"):
+        Chat.load(smollm2_path, request=PlanRequest(gpu_layers=99), context=512)
 
 
 @pytest.mark.parametrize(

@@ -49,12 +49,8 @@ def load_served(options: LoadOptions, on_progress: Callable[[float], None]) -> "
     if options.verbose:
         show_log()
     planned = plan_for(options)
-    speed = planned.plan.predicted.decode_tokens_per_second
-    if speed < options.request.min_speed:
-        print_note(
-            f"The model is expected to write about {speed:.1f} tokens/s here; to see why: "
-            f"localmistral plan {planned.local.name}"
-        )
+    for note in _warn_of_speed(planned, options.request.min_speed):
+        print_note(note)
     with show_loading(planned.local.name) as show:
 
         def report(done: float) -> None:
@@ -67,6 +63,19 @@ def load_served(options: LoadOptions, on_progress: Callable[[float], None]) -> "
             on_progress=report,
             on_note=print_note,
         )
+
+
+def _warn_of_speed(planned: "PlannedLoad", aim: float) -> Iterator[str]:
+    """Sentences before a load that will be slow, and of cards that lie idle meanwhile."""
+    speed = planned.plan.predicted.decode_tokens_per_second
+    if speed >= aim:
+        return
+    yield (
+        f"The model is expected to write about {speed:.1f} tokens/s here; to see why: "
+        f"localmistral plan {planned.local.name}"
+    )
+    if not planned.machine.gpus:  # then all there is to note of the machine are idle cards
+        yield from planned.machine.notes
 
 
 def plan_for(options: LoadOptions) -> "PlannedLoad":
@@ -118,12 +127,12 @@ def _fetch(options: LoadOptions, name: str, machine: "Machine") -> str:
 
 def _refuse_to_fetch(name: str, plan: "Plan") -> ModelNotFoundError:
     """What to say to a script, without asking the network first."""
-    from localmistral.models.names import quote_name
+    from localmistral.fetching import say_absent
 
     chosen = f"{plan.model}:{plan.quant}"
     size = format_bytes(sum(file.bytes for file in plan.files))
     return ModelNotFoundError(
-        f"{quote_name(name)} isn't on this disk, and nobody is there to be asked whether "
+        f"{say_absent(name)}, and nobody is there to be asked whether "
         f"{chosen} ({size}), which suits this machine, may be downloaded.",
         f"localmistral pull {chosen} --yes",
     )
