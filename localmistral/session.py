@@ -36,6 +36,7 @@ from localmistral.markup import find_thinking_tags, read_prompt_tokens
 from localmistral.models.cache import LocalModel
 from localmistral.models.catalog import load_catalog
 from localmistral.models.gguf import read_shape, read_vocabulary
+from localmistral.models.history import record_use
 from localmistral.models.shape import ModelShape, Vocabulary, require_runnable
 from localmistral.planning import current_machine
 from localmistral.planning.candidates import limit_context
@@ -175,12 +176,14 @@ class Chat:
         budgets: ThinkingBudgets | None,
     ) -> Self:
         try:
-            return cls(
+            chat = cls(
                 engine, shape, vocabulary, local, chat_template=chat_template, budgets=budgets
             )
         except BaseException:
             engine.close()
             raise
+        record_use(local.path)
+        return chat
 
     @property
     def has_effort_switch(self) -> bool:
@@ -276,9 +279,7 @@ class Chat:
             ignore_eos=ignore_eos,
             thinking=self._thinking,
             in_thinking=is_open,
-            constraint=self._make_constraint(
-                shape, effort, is_open, "response_format" if shape is output else "tools"
-            ),
+            constraint=self._make_constraint(shape, effort, is_open, of_tools=shape is not output),
             guide=self._make_guide(effort, thinking_budget, is_open),
         )
         parser = self.format.make_parser(tools=bool(declared), in_thinking=is_open)
@@ -298,7 +299,7 @@ class Chat:
         return thinks(effort or self.format.default_effort)
 
     def _make_constraint(
-        self, output: Spec | None, effort: str | None, is_open: bool, param: str
+        self, output: Spec | None, effort: str | None, is_open: bool, *, of_tools: bool
     ) -> Constraint | None:
         if output is None:
             return None
@@ -306,6 +307,7 @@ class Chat:
         if self._thinking is not None and (is_open or self._thinks(effort)):
             opening, closing = (self.engine.detokenize([token]) for token in self._thinking)
             thinking = Thinking(open=opening, close=closing, opened=is_open)
+        param = "tools" if of_tools else "response_format"
         return self._compiler.compile(output, thinking=thinking, param=param)
 
     def _make_guide(

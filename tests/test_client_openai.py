@@ -196,6 +196,20 @@ def test_a_response_goes_on_from_an_earlier_one(client: openai.OpenAI) -> None:
         client.responses.create(model="demo", input="x", previous_response_id=first.id)
 
 
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_input_tokens_are_counted_as_the_response_counts_them(
+    client: openai.OpenAI, choice: Any
+) -> None:
+    asked: dict[str, Any] = {
+        "model": "demo", "input": WEATHER, "instructions": "Be brief.", "tools": TOOLS,
+        "tool_choice": choice,
+    }  # fmt: skip
+    counted = client.responses.input_tokens.count(**asked)
+    made = client.responses.create(**asked, max_output_tokens=1)
+    assert made.usage is not None
+    assert counted.input_tokens == made.usage.input_tokens
+
+
 def test_a_response_that_calls_and_its_output(client: openai.OpenAI) -> None:
     first = client.responses.create(
         model="demo", input=WEATHER, tools=TOOLS, tool_choice="required"

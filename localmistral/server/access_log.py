@@ -1,18 +1,52 @@
-"""A line for every answered request, on stderr; never a body, a key or a query.
+"""The server's log on stderr: a line for every answered request and for every turn of its life.
 
-An ASGI layer around everything else. Also counts responses by route and status.
+Never a body, a key or a query. An ASGI layer around everything else, which also counts responses
+by route and status.
 """
 
 import json
+import logging
 import sys
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 from localmistral.server.guard import App, Message, Receive, Scope, Send
 from localmistral.server.observing import Observer
 
 OTHER = "other"
 """The path that unknown ones are counted under: whoever asks must not fill the memory."""
+MAX_PATH = 200
+"""Characters of a path that are logged; none of ours is as long."""
+
+
+def write_line(form: str, event: str, **fields: Any) -> None:
+    """One line in `form`: nothing for off, `time event key=value ...` for text, or JSON."""
+    if form == "off":
+        return
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    if form == "json":
+        line = json.dumps({"time": now, "event": event, **fields})
+    else:
+        # as JSON, so that no value can break the line or send a terminal commands
+        values = [f"{name}={json.dumps(value)}" for name, value in fields.items()]
+        line = " ".join([now, event, *values])
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+class LogHandler(logging.Handler):
+    """Writes what the program logs as lines of the same form."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self._form = form
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = {"level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            fields["traceback"] = logging.Formatter().formatException(record.exc_info)
+        write_line(self._form, "log", **fields)
 
 
 class AccessLog:
@@ -44,22 +78,13 @@ class AccessLog:
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"] if scope["path"] in self._paths else OTHER
         self._observer.responses.labels(path=path, status=str(status)).inc()
-        if self._form == "off":
-            return
         client = scope.get("client")
-        line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "client": client[0] if client else "",
-            "method": scope["method"],
-            "path": scope["path"],
-            "status": status,
-            "seconds": round(seconds, 4),
-        }
-        if self._form == "json":
-            sys.stderr.write(json.dumps(line) + "\n")
-        else:
-            shown = {**line, "path": json.dumps(line["path"])[1:-1]}
-            sys.stderr.write(
-                "{time} {client} {method} {path} {status} {seconds}s\n".format(**shown)
-            )
-        sys.stderr.flush()
+        write_line(
+            self._form,
+            "request",
+            client=client[0] if client else "",
+            method=scope["method"],
+            path=scope["path"][:MAX_PATH],
+            status=status,
+            seconds=round(seconds, 4),
+        )

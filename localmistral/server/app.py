@@ -11,18 +11,22 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from localmistral import __version__
 from localmistral.errors import LocalMistralError
 from localmistral.server.access_log import AccessLog
 from localmistral.server.chat_route import make_chat_router
 from localmistral.server.completions_route import make_completions_router
+from localmistral.server.documentation import DocumentedApp
+from localmistral.server.embeddings_route import make_embeddings_router
 from localmistral.server.errors import Failure, describe, describe_status, describe_validation
-from localmistral.server.events import ClientGoneError
+from localmistral.server.events import ClientGoneError, JsonAnswer
 from localmistral.server.guard import Guard
+from localmistral.server.local_route import make_local_router
 from localmistral.server.messages_route import make_messages_router
 from localmistral.server.observing import Observer
+from localmistral.server.page import make_page_router
 from localmistral.server.plain_routes import make_plain_router
 from localmistral.server.responses_route import make_responses_router
 from localmistral.server.serving import Serving
@@ -40,19 +44,23 @@ def create_app(chat: Chat | Serving, settings: ServerSettings | None = None) -> 
     settings = settings or ServerSettings()
     serving = chat if isinstance(chat, Serving) else Serving(chat=chat)
     observer = Observer(serving)
-    app = FastAPI(
+    app = DocumentedApp(
         title="localmistral",
         version=__version__,
         description="Mistral models on this machine, behind OpenAI's and Anthropic's interfaces.",
         redoc_url=None,
     )
-    routers = (
+    routers = [
         make_chat_router(serving, observer),
         make_completions_router(serving, observer),
         make_messages_router(serving, observer),
         make_responses_router(serving, observer),
+        make_embeddings_router(serving),
         make_plain_router(serving, observer),
-    )
+        make_page_router(serving, settings),
+    ]
+    if settings.local_token:
+        routers.append(make_local_router(serving, observer, settings.local_token))
     for router in routers:
         app.include_router(router)
     _add_error_map(app)
@@ -80,7 +88,11 @@ def _add_error_map(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        what = {404: f"There is no {request.method} {request.url.path[:100]} here."}
+        what = {
+            400: "The body can't be read: it is no JSON, nested too deep, or has numbers too long.",
+            404: f"There is no {request.method} {request.url.path[:100]} here.",
+            405: f"{request.url.path[:100]} takes no {request.method}.",
+        }
         message = what.get(error.status_code, str(error.detail))
         response = _respond(request, describe_status(error.status_code, message))
         response.headers.update(error.headers or {})
@@ -98,4 +110,4 @@ def _add_error_map(app: FastAPI) -> None:
 
 def _respond(request: Request, failure: Failure) -> Response:
     body = failure.to_body(request.url.path)
-    return JSONResponse(body, status_code=failure.status, headers=dict(failure.headers))
+    return JsonAnswer(body, status_code=failure.status, headers=dict(failure.headers))

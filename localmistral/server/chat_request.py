@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from localmistral.chatformat.messages import ROLES
 from localmistral.errors import BadRequestError
 from localmistral.server.parameters import (
     Count,
@@ -16,6 +17,7 @@ from localmistral.server.parameters import (
     Text,
     check_count,
 )
+from localmistral.server.tool_choice import read_tool_choice
 
 ReasoningFormat = Literal["reasoning_content", "reasoning", "mistral", "none"]
 _REASONING_FORMATS: dict[str, ReasoningFormat] = {
@@ -30,6 +32,40 @@ _REASONING_FORMATS: dict[str, ReasoningFormat] = {
     "hidden": "none",
 }
 """llama-server's names, vLLM's field, Mistral's content lists; none leaves the thinking out."""
+MESSAGE: Any = {
+    "type": "object",
+    "required": ["role"],
+    "properties": {
+        "role": {"enum": list(ROLES)},
+        "content": {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "object", "required": ["type"]}},
+                {"type": "null"},
+            ]
+        },
+        "tool_calls": {"type": "array", "items": {"type": "object"}},
+        "tool_call_id": {"type": "string"},
+    },
+}
+TOOL: Any = {
+    "type": "object",
+    "required": ["function"],
+    "properties": {
+        "type": {"enum": ["function"]},
+        "function": {
+            "type": "object",
+            "required": ["name"],
+            "properties": {
+                "name": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+                "description": {"type": "string"},
+                "parameters": {"type": "object"},
+                "strict": {"type": "boolean"},
+            },
+        },
+    },
+}
+"""For the documentation: both are checked where they are parsed, with better words."""
 
 
 class StreamOptions(BaseModel):
@@ -45,14 +81,14 @@ class ChatRequest(SamplingParameters, OutputParameters):
     model: Text | None = Field(None, description="An id of /v1/models; absent: the loaded model.")
     messages: Any = Field(
         None,
-        json_schema_extra={"type": "array", "items": {"type": "object"}, "minItems": 1},
+        json_schema_extra={"type": "array", "items": MESSAGE, "minItems": 1},
         description="The conversation.",
     )
     stream: Flag | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
-    tools: Any = Field(None, json_schema_extra={"type": "array", "items": {"type": "object"}})
+    tools: Any = Field(None, json_schema_extra={"type": "array", "items": TOOL})
     tool_choice: Text | dict[str, Any] | None = None
     parallel_tool_calls: Flag | None = None
     logprobs: Flag | None = None
@@ -61,7 +97,14 @@ class ChatRequest(SamplingParameters, OutputParameters):
         None, description="none, minimal, low, medium, high, xhigh or max."
     )
     reasoning_format: Text | None = Field(
-        None, description="reasoning_content (the default), reasoning, mistral or none."
+        None,
+        description="reasoning_content (the default), reasoning, mistral or none; with "
+        "prompt_mode the default is mistral.",
+    )
+    prompt_mode: Literal["reasoning"] | None = Field(
+        None,
+        description="Mistral's way to ask for thinking: high, unless reasoning_effort says "
+        "otherwise, and in Mistral's own content lists.",
     )
     thinking_budget: Count | None = Field(None, description="End the thinking after N tokens.")
     chat_template_kwargs: dict[str, Any] | None = Field(
@@ -71,7 +114,7 @@ class ChatRequest(SamplingParameters, OutputParameters):
     continue_final_message: Flag | None = None
 
     def read_effort(self) -> str | None:
-        """The effort, in whichever of three places it stands."""
+        """The effort, in whichever of four places it stands."""
         if self.reasoning_effort is not None:
             return self.reasoning_effort
         others = self.chat_template_kwargs or {}
@@ -79,11 +122,13 @@ class ChatRequest(SamplingParameters, OutputParameters):
         if isinstance(effort, str):
             return effort
         enabled = others.get("enable_thinking")
-        return {True: "high", False: "none"}.get(enabled) if isinstance(enabled, bool) else None
+        if isinstance(enabled, bool):
+            return "high" if enabled else "none"
+        return "high" if self.prompt_mode else None
 
     def read_format(self) -> ReasoningFormat:
         """Errors: BadRequestError for a format nobody knows."""
-        wanted = self.reasoning_format or "auto"
+        wanted = self.reasoning_format or ("mistral" if self.prompt_mode else "auto")
         if wanted not in _REASONING_FORMATS:
             raise BadRequestError(
                 f"reasoning_format {wanted[:40]!r} is not known.",
@@ -108,11 +153,17 @@ class ChatRequest(SamplingParameters, OutputParameters):
             return None
         return count or 0
 
+    def _has_prefix(self) -> bool:
+        """Whether the last message is, in Mistral's way, marked as the answer's beginning."""
+        last = self.messages[-1] if isinstance(self.messages, list) and self.messages else None
+        return isinstance(last, dict) and last.get("prefix") is True
+
     def read_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `Chat.stream`, but for `sampling`."""
+        choice, tools = read_tool_choice(self.tool_choice, self.tools)
         return {
-            "tools": self.tools,
-            "tool_choice": self.tool_choice,
+            "tools": tools,
+            "tool_choice": choice,
             "effort": self.read_effort(),
             "max_tokens": self.read_max_tokens(),
             "stop": self.stop,
@@ -120,7 +171,7 @@ class ChatRequest(SamplingParameters, OutputParameters):
             "thinking_budget": self.thinking_budget,
             "cache_prompt": self.cache_prompt is not False,
             "add_generation_prompt": self.add_generation_prompt is not False,
-            "continue_final_message": bool(self.continue_final_message),
+            "continue_final_message": bool(self.continue_final_message) or self._has_prefix(),
             "top_logprobs": self.read_top_logprobs(),
             "ignore_eos": bool(self.ignore_eos),
         }

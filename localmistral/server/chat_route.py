@@ -9,32 +9,36 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from localmistral.answer import ChatItem, ChatResult, ChatStream
 from localmistral.chatformat.parser import ContentDelta
 from localmistral.engine import TokenProbability
+from localmistral.server.answer_schemas import CHAT, CHAT_CHUNK
+from localmistral.server.call_items import end_after_one_call, join_calls
 from localmistral.server.chat_request import ChatRequest
 from localmistral.server.chat_response import ChatAnswer
 from localmistral.server.documentation import responses_of
 from localmistral.server.events import (
     DONE,
     EventStream,
+    JsonAnswer,
     await_answer,
     encode_event,
     encode_openai_error,
     merge,
 )
 from localmistral.server.observing import Observer, observed
-from localmistral.server.one_call import end_after_one_call
 from localmistral.server.serving import Serving, name_model
 from localmistral.session import Chat
+
+_MISTRAL_CLIENT = "mistral-client"
 
 
 def make_chat_router(serving: Serving, observer: Observer) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", responses=responses_of("text/event-stream"))
+    @router.post("/v1/chat/completions", responses=responses_of(CHAT, events=CHAT_CHUNK))
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """An answer to a conversation, whole or streamed."""
         chat = serving.require_model(body.model)
@@ -49,6 +53,8 @@ def make_chat_router(serving: Serving, observer: Observer) -> APIRouter:
         if body.parallel_tool_calls is False:
             pairs = zip(streams, items, strict=True)
             items = [end_after_one_call(stream, of) for stream, of in pairs]
+        if body.read_format() == "mistral" or _is_mistral_client(request):
+            items = [join_calls(of) for of in items]
 
         def close() -> None:
             for stream in streams:
@@ -59,9 +65,14 @@ def make_chat_router(serving: Serving, observer: Observer) -> APIRouter:
             events = _write_events(items, answer, has_usage=has_usage)
             return EventStream(events, close, encode_openai_error)
         collected = await await_answer(_collect(items), request.receive, close)
-        return JSONResponse(answer.whole([c[0] for c in collected], [c[1] for c in collected]))
+        return JsonAnswer(answer.whole([c[0] for c in collected], [c[1] for c in collected]))
 
     return router
+
+
+def _is_mistral_client(request: Request) -> bool:
+    """Mistral's own client can't read a call in pieces; others mind neither."""
+    return request.headers.get("user-agent", "").startswith(_MISTRAL_CLIENT)
 
 
 def start_streams(chat: Chat, body: ChatRequest) -> list[ChatStream]:

@@ -14,16 +14,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from localmistral.engine import GenerationResult, Stream, TokenEvent, TokenProbability
 from localmistral.engine import Request as EngineRequest
-from localmistral.errors import BadRequestError
+from localmistral.errors import BadRequestError, ContextOverflowError
+from localmistral.server.answer_schemas import COMPLETION
 from localmistral.server.chat_request import StreamOptions
 from localmistral.server.documentation import responses_of
 from localmistral.server.events import (
     DONE,
     EventStream,
+    JsonAnswer,
     await_answer,
     encode_event,
     encode_openai_error,
@@ -150,7 +152,7 @@ class _Answer:
 def make_completions_router(serving: Serving, observer: Observer) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/completions", responses=responses_of("text/event-stream"))
+    @router.post("/v1/completions", responses=responses_of(COMPLETION, events=COMPLETION))
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Text that goes on from each prompt, whole or streamed."""
         chat = serving.require_model(body.model)
@@ -171,7 +173,7 @@ def make_completions_router(serving: Serving, observer: Observer) -> APIRouter:
             events = _write_events(choices, answer, observer, has_usage=has_usage)
             return EventStream(events, close, encode_openai_error)
         work = _collect(choices, answer, observer)
-        return JSONResponse(await await_answer(work, request.receive, close))
+        return JsonAnswer(await await_answer(work, request.receive, close))
 
     return router
 
@@ -179,6 +181,7 @@ def make_completions_router(serving: Serving, observer: Observer) -> APIRouter:
 def _start(chat: Chat, body: CompletionRequest) -> list[_Choice]:
     prompts = [_read_prompt(chat, prompt, body.suffix) for prompt in body.list_prompts()]
     count = body.count_choices()
+    _check_room(chat, len(prompts) * count)
     choices: list[_Choice] = []
     with contextlib.ExitStack() as started:
         for tokens, text in prompts:
@@ -193,11 +196,30 @@ def _start(chat: Chat, body: CompletionRequest) -> list[_Choice]:
                     ignore_eos=bool(body.ignore_eos),
                     constraint=chat.constrain(body.read_output()),
                 )
-                stream = started.enter_context(chat.engine.submit(request))
+                stream = started.enter_context(_submit(chat, request))
                 prefix = text if body.echo else ""
                 choices.append(_Choice(index=len(choices), stream=stream, prefix=prefix))
         started.pop_all()
     return choices
+
+
+def _submit(chat: Chat, request: EngineRequest) -> Stream:
+    try:
+        return chat.engine.submit(request)
+    except ContextOverflowError as error:
+        raise ContextOverflowError(error.message, error.hint, param="prompt") from error
+
+
+def _check_room(chat: Chat, texts: int) -> None:
+    """Errors: BadRequestError for more texts than there is ever room for at once."""
+    settings = chat.engine.settings
+    room = settings.parallel + settings.queue
+    if texts > room:
+        raise BadRequestError(
+            f"prompt and n make {texts} texts, at most {room} fit into the queue.",
+            "Send them in several requests.",
+            param="prompt",
+        )
 
 
 def _read_prompt(
@@ -206,7 +228,7 @@ def _read_prompt(
     """Token ids and text of a prompt, with what fills in the middle where a suffix is given."""
     engine = chat.engine
     if isinstance(prompt, list):
-        engine.tokenizer.check(prompt)
+        engine.tokenizer.check(prompt, param="prompt")
         tokens, text = prompt, engine.detokenize(prompt)
     else:
         tokens, text = engine.tokenize(prompt, parse_special=True), prompt

@@ -11,22 +11,37 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from localmistral.errors import LocalMistralError
+from localmistral.errors import BusyError, LocalMistralError
 from localmistral.server.errors import describe
 
 logger = logging.getLogger("localmistral.server")
 T = TypeVar("T")
 
 DONE = "data: [DONE]\n\n"
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def encode_text(text: str) -> bytes:
+    """UTF-8; half of a surrogate pair, which a request may hold and have echoed, becomes `?`."""
+    return text.encode("utf-8", "replace")
+
+
+class JsonAnswer(JSONResponse):
+    """JSON that may echo any text of a request."""
+
+    def render(self, content: Any) -> bytes:
+        return encode_text(
+            json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        )
 
 
 def encode_event(data: Any, event: str | None = None) -> str:
     """One server-sent event; `event` names its type where the API has such names."""
     head = f"event: {event}\n" if event else ""
-    body = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    body = _encode(data)
     return f"{head}data: {body}\n\n"
 
 
@@ -62,6 +77,8 @@ class EventStream(Response):
             await _send_part(send, "", more=False)
         except OSError:  # the client has gone: what is left has no reader
             return
+        except asyncio.CancelledError:  # the server ends and has waited long enough
+            await _send_part(send, self._encode_error(make_cut()), more=False)
         finally:
             watcher.cancel()
             self._close()
@@ -78,7 +95,7 @@ class EventStream(Response):
 
 
 async def _send_part(send: Send, text: str, *, more: bool) -> None:
-    await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+    await send({"type": "http.response.body", "body": encode_text(text), "more_body": more})
 
 
 async def _wait_until_gone(receive: Receive, close: Callable[[], None]) -> None:
@@ -87,6 +104,11 @@ async def _wait_until_gone(receive: Receive, close: Callable[[], None]) -> None:
         if message["type"] == "http.disconnect":
             close()
             return
+
+
+def make_cut() -> BusyError:
+    """Why an answer ends before its time when the server does."""
+    return BusyError("The server is shutting down.", "Send the request to another one.")
 
 
 class ClientGoneError(Exception):
@@ -102,6 +124,8 @@ async def await_answer(work: Awaitable[T], receive: Receive, close: Callable[[],
         if not task.done():
             raise ClientGoneError
         return task.result()
+    except asyncio.CancelledError as error:  # as in EventStream
+        raise make_cut() from error
     finally:
         watcher.cancel()
         close()

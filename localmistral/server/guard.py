@@ -14,6 +14,7 @@ from typing import Any
 
 from localmistral.server.errors import Failure, describe_status
 from localmistral.server.settings import LOCAL_NAMES, ServerSettings
+from localmistral.server.wire import PROOF_PATH
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,8 +22,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = frozenset({"/health", "/"})
-"""Told to anybody: whether the server lives, and the page that says how to use it."""
+OPEN_PATHS = frozenset({"/health", "/", PROOF_PATH})
+"""Told to anybody: whether the server lives, which one it is, and how to use it."""
 
 
 class _TooLargeError(Exception):
@@ -38,7 +39,8 @@ class Guard:
         self._hosts = {name.casefold() for name in (*LOCAL_NAMES, *settings.allow_hosts)}
         if settings.host not in ("0.0.0.0", "::", ""):
             self._hosts.add(settings.host.casefold().strip("[]"))
-        self._keys = [key.encode() for key in settings.api_keys]
+        keys = (*settings.api_keys, settings.local_token) if settings.api_keys else ()
+        self._keys = [key.encode() for key in keys if key]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -11,16 +11,17 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from localmistral.answer import ChatItem, ChatResult, ChatStream
 from localmistral.chatformat.parser import ContentDelta, ReasoningDelta, ToolCallDelta
-from localmistral.server.documentation import responses_of
+from localmistral.server.answer_schemas import MESSAGE, MESSAGE_EVENT, TOKEN_COUNT
+from localmistral.server.call_items import end_after_one_call
+from localmistral.server.documentation import anthropic_responses_of
 from localmistral.server.errors import describe
-from localmistral.server.events import EventStream, await_answer, encode_event
+from localmistral.server.events import EventStream, JsonAnswer, await_answer, encode_event
 from localmistral.server.messages_request import CountRequest, MessagesRequest
 from localmistral.server.observing import Observer, observed
-from localmistral.server.one_call import end_after_one_call
 from localmistral.server.serving import Serving, name_model
 from localmistral.session import Chat
 
@@ -35,7 +36,7 @@ _STOP_REASONS = {
 def make_messages_router(serving: Serving, observer: Observer) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/messages", responses=responses_of("text/event-stream"))
+    @router.post("/v1/messages", responses=anthropic_responses_of(MESSAGE, events=MESSAGE_EVENT))
     async def create_message(body: MessagesRequest, request: Request) -> Response:
         """An answer to a conversation, whole or streamed."""
         chat = serving.require_model(body.model)
@@ -48,9 +49,9 @@ def make_messages_router(serving: Serving, observer: Observer) -> APIRouter:
             events = _write_events(items, writer, stream.prompt_tokens)
             return EventStream(events, stream.close, _encode_error)
         result = await await_answer(_finish(items), request.receive, stream.close)
-        return JSONResponse(writer.whole(result))
+        return JsonAnswer(writer.whole(result))
 
-    @router.post("/v1/messages/count_tokens", responses=responses_of())
+    @router.post("/v1/messages/count_tokens", responses=anthropic_responses_of(TOKEN_COUNT))
     async def count_tokens(body: CountRequest) -> dict[str, int]:
         """How many tokens the prompt of a conversation has."""
         chat = serving.require_model(body.model)
@@ -111,7 +112,7 @@ class _Writer:
         if result.content:
             content.append({"type": "text", "text": result.content})
         for call in result.tool_calls:
-            arguments = json.loads(call.arguments or "{}")
+            arguments = _read_arguments(call.arguments)
             content.append(
                 {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}
             )
@@ -173,6 +174,15 @@ class _Writer:
 
     def _delta(self, delta: dict[str, Any]) -> dict[str, Any]:
         return {"type": "content_block_delta", "index": self._index, "delta": delta}
+
+
+def _read_arguments(text: str) -> dict[str, Any]:
+    """A call's arguments; none where the answer was cut off within them."""
+    try:
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def _ending(result: ChatResult) -> dict[str, Any]:

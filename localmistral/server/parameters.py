@@ -32,7 +32,10 @@ _SAMPLING_FIELDS = (
 )  # fmt: skip
 RANDOM_SEED = -1
 """llama.cpp's way to say "draw one"."""
+_SEEDS = 2**32 - 1
+"""How many llama.cpp knows; OpenAI takes any integer of 64 bits."""
 MAX_CHOICES = 16
+_MOST_TOKENS = 2**31 - 1
 
 
 class SamplingParameters(BaseModel):
@@ -61,6 +64,7 @@ class SamplingParameters(BaseModel):
     presence_penalty: Real | None = None
     logit_bias: dict[str, Real] | None = Field(None, description="Token id -> bias.")
     seed: Count | None = Field(None, description="The same seed repeats the same choices.")
+    random_seed: Count | None = Field(None, description="Mistral's name of seed.")
     stop: Text | list[Text] | None = Field(None, description="Texts the answer ends before.")
     n: Count | None = Field(None, description=f"How many answers, 1 to {MAX_CHOICES}.")
     ignore_eos: Flag | None = Field(None, description="Go on after the model's own end.")
@@ -71,7 +75,7 @@ class SamplingParameters(BaseModel):
         values = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
         values["repeat_penalty"] = _first(self.repeat_penalty, self.repetition_penalty)
         values["penalty_last_n"] = self.repeat_last_n
-        values["seed"] = None if self.seed == RANDOM_SEED else self.seed
+        values["seed"] = _read_seed(_first(self.seed, self.random_seed))
         values["top_k"] = 0 if self.top_k == -1 else self.top_k
         values["logit_bias"] = _read_bias(self.logit_bias)
         if values["dry_sequence_breakers"] is not None:
@@ -93,18 +97,31 @@ class SamplingParameters(BaseModel):
         seed = sampling.get("seed")
         if seed is None or count == 1:
             return [sampling] * count
-        return [{**sampling, "seed": (seed + number) % (2**32 - 1)} for number in range(count)]
+        return [{**sampling, "seed": (seed + number) % _SEEDS} for number in range(count)]
 
 
 def check_count(name: str, value: int | None) -> int | None:
     """A number of tokens that has to be at least 1. Errors: BadRequestError."""
-    if value is not None and value < 1:
-        raise BadRequestError(f"{name} is {value}, it must be at least 1.", param=name)
+    if value is not None and not 1 <= value <= _MOST_TOKENS:
+        raise BadRequestError(
+            f"{name} is {str(value)[:40]}, it must be between 1 and {_MOST_TOKENS}.", param=name
+        )
     return value
 
 
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
+
+
+def _read_seed(seed: int | None) -> int | None:
+    """One of llama.cpp's seeds. Errors: BadRequestError for more than 64 bits."""
+    if seed is None or seed == RANDOM_SEED:
+        return None
+    if not -(2**63) <= seed < 2**63:
+        raise BadRequestError(
+            f"seed is {str(seed)[:40]}, it must be an integer of 64 bits.", param="seed"
+        )
+    return seed % _SEEDS
 
 
 def _read_bias(raw: Mapping[str, float] | None) -> dict[int, float] | None:

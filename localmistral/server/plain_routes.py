@@ -9,10 +9,19 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from localmistral.errors import BadRequestError
-from localmistral.server.documentation import responses_of
+from localmistral.server.answer_schemas import (
+    DETOKENIZED,
+    HEALTH,
+    MODEL,
+    MODELS,
+    TOKENS,
+    UNHEALTHY,
+)
+from localmistral.server.chat_request import MESSAGE, TOOL
+from localmistral.server.documentation import health_responses, responses_of, text_responses
 from localmistral.server.errors import RETRY_AFTER_S
 from localmistral.server.observing import Observer
 from localmistral.server.parameters import Count, Flag, Text
@@ -29,8 +38,8 @@ class TokenizeRequest(BaseModel):
     model: Text | None = None
     prompt: Text | None = None
     content: Text | None = None
-    messages: Any = None
-    tools: Any = None
+    messages: Any = Field(None, json_schema_extra={"type": "array", "items": MESSAGE})
+    tools: Any = Field(None, json_schema_extra={"type": "array", "items": TOOL})
     reasoning_effort: Text | None = None
     add_generation_prompt: Flag | None = None
     continue_final_message: Flag | None = None
@@ -50,19 +59,19 @@ class DetokenizeRequest(BaseModel):
 def make_plain_router(serving: Serving, observer: Observer) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/v1/models", responses=responses_of())
+    @router.get("/v1/models", responses=responses_of(MODELS))
     def list_models() -> dict[str, Any]:
         """The loaded model, under its id and its aliases."""
         chat = serving.require()
         data = [_describe(serving, chat)]
         return {"object": "list", "data": data}
 
-    @router.get("/v1/models/{name:path}", responses=responses_of())
+    @router.get("/v1/models/{name:path}", responses=responses_of(MODEL))
     def show_model(name: str) -> dict[str, Any]:
         """One model."""
         return _describe(serving, serving.require_model(name))
 
-    @router.post("/tokenize", responses=responses_of())
+    @router.post("/tokenize", responses=responses_of(TOKENS))
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
         """Token ids of a text or of a conversation's prompt."""
         chat = serving.require_model(body.model)
@@ -73,22 +82,19 @@ def make_plain_router(serving: Serving, observer: Observer) -> APIRouter:
             "max_model_len": chat.engine.settings.context,
         }
 
-    @router.post("/detokenize", responses=responses_of())
+    @router.post("/detokenize", responses=responses_of(DETOKENIZED))
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
         """The text of token ids, control tokens spelled out."""
         chat = serving.require_model(body.model)
         text = await run_in_threadpool(_detokenize, chat, body.tokens)
         return {"prompt": text, "content": text}
 
-    @router.get("/health", responses=responses_of())
+    @router.get("/health", responses=health_responses(HEALTH, UNHEALTHY))
     def check_health() -> Response:
         """Whether requests can be answered: 503 while loading and after the engine's end."""
         return _health(serving)
 
-    @router.get(
-        "/metrics",
-        responses={200: {"description": "Prometheus's text form.", "content": {"text/plain": {}}}},
-    )
+    @router.get("/metrics", response_class=PlainTextResponse, responses=text_responses())
     def show_metrics() -> Response:
         """Counts for Prometheus."""
         return Response(observer.render(), media_type=CONTENT_TYPE_LATEST)
@@ -112,6 +118,7 @@ def _describe(serving: Serving, chat: Chat) -> dict[str, Any]:
             "fine_tuning": False,
             "vision": False,
             "reasoning": chat.has_effort_switch,
+            "embeddings": chat.engine.embedder is not None,
         },
         "name": chat.name,
         "aliases": list(names[1:]),

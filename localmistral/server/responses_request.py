@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from localmistral.engine.constraints import JsonObject, JsonSchema, Spec
 from localmistral.errors import BadRequestError
 from localmistral.server.parameters import Count, Flag, Real, Text, check_count
+from localmistral.server.tool_choice import read_tool_choice
 
 MAX_METADATA = 16
 
@@ -88,9 +89,10 @@ class ResponsesRequest(BaseModel):
     def read_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `Chat.stream`, but for the messages."""
         sampling = {"temperature": self.temperature, "top_p": self.top_p}
+        choice, tools = read_tool_choice(self.tool_choice, self.read_tools())
         return {
-            "tools": self.read_tools(),
-            "tool_choice": self.tool_choice,
+            "tools": tools,
+            "tool_choice": choice,
             "effort": self.reasoning.effort if self.reasoning else None,
             "max_tokens": self.max_output_tokens,
             "sampling": {name: value for name, value in sampling.items() if value is not None},
@@ -181,6 +183,8 @@ def _read_result(item: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _thought(item: Mapping[str, Any]) -> str:
     """The text of a reasoning item; its summary where the text itself isn't given."""
-    parts = item.get("content") or item.get("summary") or []
+    parts = item.get("content") or item.get("summary")
+    if not isinstance(parts, list):
+        return parts if isinstance(parts, str) else ""
     texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
     return "".join(text for text in texts if isinstance(text, str))

@@ -12,13 +12,16 @@ MAX_BODY_BYTES = 64 << 20
 """The largest body: a few images as data URLs, or a 256k-token prompt many times over."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 MIN_KEY_LENGTH = 4
+DRAIN_S = 30.0
+"""Kubernetes' grace period: whoever stops services waits about as long before it kills them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """`allow_hosts` are further names that a Host header may carry, `allow_origins` the web pages
     (`https://name`, or `*`) that may read answers. `drain_s` is how long running answers may take
-    after the server was told to end, `log` the form of the access log: off, text or json."""
+    after the server was told to end, `log` the form of the log: off, text or json.
+    `local_token` is a key of this process's own, for programs that may read its runtime file."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -26,8 +29,9 @@ class ServerSettings:
     allow_hosts: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
     max_body_bytes: int = MAX_BODY_BYTES
-    drain_s: float = 30.0
+    drain_s: float = DRAIN_S
     log: str = "off"
+    local_token: str = ""
 
     def __post_init__(self) -> None:
         if not self.is_loopback and not self.api_keys:
@@ -53,7 +57,12 @@ class ServerSettings:
             return False
 
     @property
+    def local_host(self) -> str:
+        """Where a client on this machine connects."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host.strip("[]")
+
+    @property
     def url(self) -> str:
         """What a client on this machine takes as its base, without `/v1`."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host.strip("[]")
+        host = self.local_host
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"

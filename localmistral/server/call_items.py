@@ -1,4 +1,4 @@
-"""Answers that may call one tool at most, for clients that can't run several side by side."""
+"""What some clients need of the tool calls in an answer: one at most, or each in one piece."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -19,4 +19,18 @@ async def end_after_one_call(
         elif isinstance(item, ChatResult) and is_ended:
             yield replace(item, tool_calls=item.tool_calls[:1], finish_reason="tool_calls")
         elif isinstance(item, ChatResult) or not is_ended:
+            yield item
+
+
+async def join_calls(items: AsyncIterator[ChatItem]) -> AsyncIterator[ChatItem]:
+    """`items` with every call in one piece, when it is complete: Mistral's way."""
+    held: ToolCallDelta | None = None
+    async for item in items:
+        if isinstance(item, ToolCallDelta) and held is not None and item.index == held.index:
+            held = replace(held, arguments=held.arguments + item.arguments)
+            continue
+        if held is not None:
+            yield held
+        held = item if isinstance(item, ToolCallDelta) else None
+        if held is None:
             yield item
