@@ -24,7 +24,7 @@ from localmistral.cli.pull import pull
 from localmistral.cli.rm import rm
 from localmistral.cli.run import run
 from localmistral.cli.serve import serve
-from localmistral.errors import LocalMistralError, UsageError
+from localmistral.errors import LocalMistralError, PlanError, UsageError
 
 # The parser's own base class: typer names only some of the classes below it.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -126,6 +126,10 @@ def _report(error: LocalMistralError, arguments: list[str]) -> int:
     else:
         from localmistral.terminal.render import print_error
 
+        if isinstance(error, PlanError) and error.change:
+            from localmistral.cli.retyping import retype
+
+            error.hint = f"{error.hint}: {retype(arguments, error.change)}"
         print_error(error)
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_ERROR
 

@@ -93,7 +93,7 @@ def _make_plan(machine: "Machine") -> "Plan | None":
 
 def _check_disk(plan: "Plan | None") -> "Check":
     from localmistral.fit.checks import check_disk
-    from localmistral.models.download import hub_cache
+    from localmistral.models.cache import hub_cache
 
     folder = hub_cache()
     return check_disk(folder, _measure_free(folder), plan)

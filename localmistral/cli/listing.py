@@ -35,7 +35,7 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:  # noqa:
         tables.LocalRow(
             model=model,
             last_used_s=last_used_s(model.path) if model.complete else None,
-            partial=None if model.complete else partials.pop(model.name, None),
+            partial=partials.pop(model.name, None),
         )
         for model in scan.models
     ]

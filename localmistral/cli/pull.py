@@ -122,6 +122,8 @@ def _check(name: str | None, as_json: bool) -> None:
     from localmistral.terminal.render import print_note
 
     models = find_copies(name) if name is not None else list_local()
+    if not models:
+        print_note("There are no models on this disk.")
     results: list[tuple[LocalModel, FileCheck]] = []
     for local in models:
         with show_transfer(local.name, CHECKING) as on_progress:

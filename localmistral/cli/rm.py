@@ -72,9 +72,8 @@ def _describe(removal: "Removal") -> Sequence[str]:
 
 def _sweep(yes: bool) -> None:
     from localmistral.models.download import sweep_partials
-    from localmistral.models.history import begun_downloads, forget_download
     from localmistral.models.orphans import find_orphans, sweep_orphans
-    from localmistral.models.partials import list_partials
+    from localmistral.models.partials import forget_swept, list_partials
     from localmistral.terminal.render import print_note
 
     partials, orphans = list_partials(), find_orphans()
@@ -88,8 +87,7 @@ def _sweep(yes: bool) -> None:
         print_note(f"{blob}: {size} that no model of the cache uses.")
     _agree("Remove these?", "--partial", yes)
     swept = [sweep_partials(), sweep_orphans()]
-    for begun in list(begun_downloads()):
-        forget_download(begun.name)
+    forget_swept()
     count, freed = sum(one.count for one in swept), sum(one.bytes for one in swept)
     print_note(f"Removed {count} file{'' if count == 1 else 's'}: {format_bytes(freed)} are free.")
 

@@ -5,37 +5,36 @@ from typing import Annotated
 
 import typer
 
+from localmistral.cli.knobs import LoadReader, loads_model
 from localmistral.cli.loading import load_chat, warn_of_effort
 from localmistral.cli.options import (
     AsJson,
-    ChatTemplate,
-    Context,
-    Debug,
     Effort,
-    GpuLayers,
-    KvType,
     MaxTokens,
-    ModelOption,
-    Quant,
     Seed,
     ShowThinking,
     System,
     Temperature,
-    TensorSplit,
     ThinkingBudget,
-    Threads,
-    Verbose,
-    name_model,
-    read_knobs,
     read_options,
 )
 
+NoServer = Annotated[
+    bool,
+    typer.Option(
+        "--no-server",
+        envvar="LOCALMISTRAL_NO_SERVER",
+        help="Load the model here, even if a server that runs has it.",
+    ),
+]
 
+
+@loads_model
 def run(
+    load: LoadReader,
     prompt: Annotated[
         str | None, typer.Argument(help="The question; standard input is appended.")
     ] = None,
-    model: ModelOption = None,
     effort: Effort = None,
     system: System = None,
     file: Annotated[
@@ -61,29 +60,24 @@ def run(
     show_thinking: ShowThinking = None,
     stats: Annotated[bool, typer.Option("--stats", help="Show speeds on stderr.")] = False,
     as_json: AsJson = False,
-    quant: Quant = None,
-    context: Context = None,
-    kv_type: KvType = None,
-    gpu_layers: GpuLayers = None,
-    tensor_split: TensorSplit = None,
-    threads: Threads = None,
-    chat_template: ChatTemplate = None,
-    verbose: Verbose = False,
-    debug: Debug = False,  # noqa: ARG001  (read by `main`)
+    no_server: NoServer = False,
 ) -> None:
-    """Answer one PROMPT and exit."""
+    """Answer one PROMPT and exit; a server of yours that has the model is used."""
+    from localmistral.server.client import RemoteChat, find_server
     from localmistral.terminal import oneshot
 
     options = read_options(effort, max_tokens, temperature, seed, thinking_budget)
-    knobs = read_knobs(context, kv_type, gpu_layers, tensor_split, threads)
     tools = oneshot.read_tools(tool or [])
     shape = oneshot.read_output(json_schema, choice or [])
     text = oneshot.build_prompt(prompt, file or [])
+    server = None if no_server or load.is_particular else find_server(load.model)
+    chosen = load_chat(load()) if server is None else server
     messages = [{"role": "user", "content": text}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
     output = oneshot.Output(show_thinking=show_thinking, stats=stats, as_json=as_json)
-    with load_chat(name_model(model, None, quant), knobs, chat_template, verbose) as chat:
+    with chosen as chat:
         warn_of_effort(chat, effort)
         stream = chat.stream(messages, tools=tools, effort=effort, output=shape, **options)
-        oneshot.answer(chat, stream, output)
+        context = chat.context if isinstance(chat, RemoteChat) else chat.engine.settings.context
+        oneshot.answer(stream, output, model=chat.name, context=context)

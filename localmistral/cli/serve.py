@@ -8,6 +8,7 @@ from localmistral.cli.knobs import LoadReader, loads_model
 from localmistral.cli.loading import load_served
 from localmistral.cli.options import Parallel, Positional
 from localmistral.errors import UsageError
+from localmistral.server.settings import DRAIN_S
 
 if TYPE_CHECKING:
     from localmistral.server.settings import ServerSettings
@@ -17,6 +18,18 @@ DEFAULT_PARALLEL = 2
 """Streams at once: an editor's completions needn't wait for a long answer, and the context that
 is reserved for each stays affordable."""
 LOG_FORMS = ("off", "text", "json")
+MAX_DRAIN_S = 86_400
+
+
+Log = Annotated[
+    str, typer.Option("--log", metavar="FORM", help="Requests on stderr: off, text or json.")
+]
+Drain = Annotated[
+    float,
+    typer.Option(
+        "--drain", metavar="SECONDS", help="How long running answers may take at the end."
+    ),
+]
 
 
 @loads_model
@@ -49,9 +62,8 @@ def serve(
             "--allow-origin", metavar="URL", help="A web page that may use the server; * for all."
         ),
     ] = None,
-    log: Annotated[
-        str, typer.Option("--log", metavar="FORM", help="Requests on stderr: off, text or json.")
-    ] = "off",
+    log: Log = "off",
+    drain: Drain = DRAIN_S,
 ) -> None:
     """Serve a model over HTTP, as OpenAI and Anthropic do."""
     from localmistral.server.running import serve as run_server
@@ -61,6 +73,8 @@ def serve(
         raise UsageError(f"--log {log[:40]!r} is not known.", f"Use {', '.join(LOG_FORMS)}.")
     if not 0 <= port <= 65_535:
         raise UsageError(f"--port is {port}, it must be from 0 to 65535.")
+    if not 0 <= drain <= MAX_DRAIN_S:
+        raise UsageError(f"--drain is {drain:g}, it must be from 0 to {MAX_DRAIN_S} seconds.")
     settings = ServerSettings(
         host=host,
         port=port,
@@ -68,15 +82,21 @@ def serve(
         allow_hosts=tuple(allow_host or ()),
         allow_origins=tuple(allow_origin or ()),
         log=log,
+        drain_s=drain,
     )
     wanted = load()
     code = run_server(
-        lambda on_progress: load_served(wanted, on_progress), settings, on_ready=_announce
+        lambda on_progress: load_served(wanted, on_progress),
+        settings,
+        on_ready=_announce,
+        on_stop=_announce_end,
     )
     raise typer.Exit(code)
 
 
 def _announce(chat: "Chat", settings: "ServerSettings") -> None:
+    if settings.log == "json":  # the log says it, and every line of it is JSON
+        return
     from localmistral.server.serving import name_model
     from localmistral.terminal.render import print_note
     from localmistral.units import format_tokens
@@ -87,3 +107,13 @@ def _announce(chat: "Chat", settings: "ServerSettings") -> None:
         f"{settings.url}/v1 serves {name_model(chat)[0]}, context {format_tokens(loaded.context)} "
         f"for {streams}. Ctrl-C ends it."
     )
+
+
+def _announce_end(answers: int, settings: "ServerSettings") -> None:
+    from localmistral.terminal.render import print_note
+
+    if answers and settings.log != "json":
+        what = "1 answer" if answers == 1 else f"{answers} answers"
+        print_note(
+            f"Waiting up to {settings.drain_s:g} s for {what} to end; Ctrl-C again ends it at once."
+        )

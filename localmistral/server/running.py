@@ -213,8 +213,10 @@ def _summarize(plan: Plan) -> dict[str, Any]:
 
 
 def _route_logs(form: str) -> None:
-    """Our own complaints in the log's form; uvicorn's say nothing that they don't."""
+    """Our own complaints in the log's form; uvicorn's say nothing that they don't, and asyncio
+    warns of every client that goes while it is written to."""
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     if form != "off":
         logger = logging.getLogger("localmistral.server")
         logger.addHandler(LogHandler(form))

@@ -133,7 +133,7 @@ class Conversation:
             return
         self._messages += [question, result.to_message()]
         if result.finish_reason == "length":
-            print_note(explain_length(self._chat, result))
+            print_note(explain_length(self._chat.engine.settings.context, result))
         if self._shows_stats:
             print_note(describe_result(result))
 

@@ -5,15 +5,28 @@ Knows nothing of how options are parsed or models are loaded.
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from localmistral.answer import ChatResult, ChatStream
-from localmistral.engine.constraints import Choice, JsonSchema, Spec
+from localmistral.answer import ChatItem, ChatResult
+from localmistral.engine.specs import Choice, JsonSchema, Spec
 from localmistral.errors import UsageError
-from localmistral.session import Chat
 from localmistral.terminal.render import AnswerView, describe_call, describe_result, print_note
+
+
+class Answer(Protocol):
+    """An answer on its way, from this process or from a server; its result comes last."""
+
+    @property
+    def result(self) -> ChatResult | None: ...
+
+    def __iter__(self) -> Iterator[ChatItem]: ...
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +126,8 @@ def _decode(data: bytes, source: str) -> str:
         ) from error
 
 
-def answer(chat: Chat, stream: ChatStream, output: Output) -> None:
-    """Show the answer to its end; Ctrl-C or a closed pipe cancels it."""
+def answer(stream: Answer, output: Output, *, model: str, context: int) -> None:
+    """Show the answer of `model` to its end; Ctrl-C or a closed pipe cancels it."""
     with stream:
         if output.as_json:
             for _ in stream:
@@ -129,18 +142,17 @@ def answer(chat: Chat, stream: ChatStream, output: Output) -> None:
     result = stream.result
     assert result is not None
     if output.as_json:
-        json.dump(to_json(chat.name, result), sys.stdout, ensure_ascii=False, indent=2)
+        json.dump(to_json(model, result), sys.stdout, ensure_ascii=False, indent=2)
         sys.stdout.write("\n")
     elif result.finish_reason == "length":
-        print_note(explain_length(chat, result))
+        print_note(explain_length(context, result))
     if output.stats:
         print_note(describe_result(result))
 
 
-def explain_length(chat: Chat, result: ChatResult) -> str:
+def explain_length(context: int, result: ChatResult) -> str:
     """Why an answer was cut, and what to do."""
     used = result.prompt_tokens + result.completion_tokens
-    context = chat.engine.settings.context
     if used >= context:
         return f"(cut: the context of {context} tokens is full; a larger one: --context N)"
     return f"(cut after {result.completion_tokens} tokens, as --max-tokens says)"

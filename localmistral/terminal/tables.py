@@ -55,7 +55,8 @@ def _describe_quants(model: Model) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalRow:
-    """A model on disk, when it was last used, and the download that would complete it."""
+    """A model on disk, when it was last used, and the download that would complete it: with an
+    image encoder, where all shards are there."""
 
     model: LocalModel
     last_used_s: float | None  # since 1970
@@ -118,7 +119,7 @@ def print_local(models: Sequence[LocalRow], partials: "Sequence[PartialDownload]
 
 def _describe_state(row: LocalRow) -> str:
     partial = f"; {_describe_share(row.partial)}" if row.partial else ""
-    return f"{row.model.problem}{partial}" if row.model.problem else "complete"
+    return f"{row.model.problem or 'complete'}{partial}"
 
 
 def _describe_partial(partial: "PartialDownload") -> str:
