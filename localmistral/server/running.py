@@ -34,6 +34,7 @@ from localmistral.session import Chat
 
 _POLL_S = 0.2
 """How often the main thread looks up from waiting: Windows delivers signals only then."""
+_STARTING_POLL_S = 0.005
 _GRACE_S = 5.0
 """For connections to close once their answers have ended or were cut."""
 SWITCH_INTERVAL_S = 0.001
@@ -104,7 +105,14 @@ class RunningServer:
         self._thread.daemon = True
 
     def start(self) -> None:
+        """Returns once requests are answered.
+
+        By then the thread has imported all it needs: a Ctrl-C amid imports of the main thread can
+        leave Python's import lock held, and a thread that imports after that waits for ever.
+        """
         self._thread.start()
+        while self._thread.is_alive() and not self._server.started:
+            self._thread.join(_STARTING_POLL_S)
 
     @property
     def is_running(self) -> bool:
