@@ -20,6 +20,20 @@ class UsageError(LocalMistralError):
     """The command line contradicts itself."""
 
 
+class PlanError(LocalMistralError):
+    """What was asked for can't be had on this machine; another value of an option could.
+
+    `change` are the options to type in place of those that were typed, as (`--quant`, `Q4_K_M`);
+    None instead of a value leaves the option out, an empty one is a flag's. It may be empty.
+    """
+
+    def __init__(
+        self, message: str, hint: str = "", *, change: tuple[tuple[str, str | None], ...] = ()
+    ) -> None:
+        super().__init__(message, hint)
+        self.change = change
+
+
 class BadRequestError(LocalMistralError):
     """A request's own content is wrong; `param` names the field, such as `messages[2].role`."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from localmistral.errors import LocalMistralError, ModelNotFoundError
 from localmistral.fit.plan import Plan
-from localmistral.models.cache import LocalModel, scan_local
+from localmistral.models.cache import LocalModel, find_copies, scan_local
 from localmistral.models.catalog import load_catalog
 from localmistral.models.download import download_files, missing_bytes, sweep_partials
 from localmistral.models.filenames import parse_file_name
@@ -101,7 +101,7 @@ def prepare_plan(plan: Plan, *, on_note: OnNote = lambda _: None) -> Download:
         commit=plan.revision,
         revision=None,
         files=files,
-        missing_bytes=missing_bytes(plan.repository, files),
+        missing_bytes=missing_bytes(plan.repository, files, commit=plan.revision),
     )
 
 
@@ -168,16 +168,26 @@ def name_on_hub(repository: str, quant: str) -> str:
 
 def refuse_absent(name: str, *, is_offline: bool) -> ModelNotFoundError:
     """What to say of a model that isn't here, where the Hub isn't asked about it."""
-    shown = quote_name(name)
     if is_offline:
         return ModelNotFoundError(
-            f"{shown} isn't on this disk, and HF_HUB_OFFLINE or --offline forbids its download.",
+            f"{say_absent(name)}, and HF_HUB_OFFLINE or --offline forbids its download.",
             "See what is on this disk: localmistral list",
         )
     return ModelNotFoundError(
-        f"{shown} isn't on this disk, and nobody is there to be asked about its download.",
+        f"{say_absent(name)}, and nobody is there to be asked about its download.",
         f"localmistral pull {name} --yes",
     )
+
+
+def say_absent(name: str) -> str:
+    """`'small-4' isn't on this disk`, or which shard of it isn't: how a sentence begins."""
+    try:
+        problem = find_copies(name)[0].problem
+    except ModelNotFoundError:
+        problem = ""
+    if not problem:
+        return f"{quote_name(name)} isn't on this disk"
+    return f"{quote_name(name)} is incomplete on this disk ({problem})"
 
 
 def refuse_to_ask(download: Download) -> LocalMistralError:
@@ -197,7 +207,7 @@ def _prepare(source: RemoteFiles, files: tuple[HubFile, ...]) -> Download:
         commit=source.commit,
         revision=source.revision,
         files=files,
-        missing_bytes=missing_bytes(source.repository, files),
+        missing_bytes=missing_bytes(source.repository, files, commit=source.commit),
     )
 
 
@@ -218,9 +228,10 @@ def find_planned(plan: Plan) -> LocalModel:
 
 
 def _find_files(paths: Sequence[Path], name: str) -> LocalModel:
-    wanted = paths[0].resolve()
+    # All of them: quantisations may share single shards.
+    wanted = {path.resolve() for path in paths}
     for local in scan_local().models:
-        if any(path.resolve() == wanted for path in local.files):
+        if local.complete and all(path.resolve() in wanted for path in local.files):
             return local
     raise ModelNotFoundError(
         f"The files of {name} are no longer where they were: {paths[0]}.",

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -25,6 +26,17 @@ BLOCK_BYTES = 64 << 10
 PAGE = b"<!DOCTYPE html><html><body>Please log in to the hotel's network</body></html>"
 
 Host = Literal["api", "hub", "data"]
+
+
+# Every request needs them, and hashing large contents takes longer than sending them.
+@lru_cache(maxsize=16)
+def sha256_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@lru_cache(maxsize=16)
+def etag_of(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,7 +49,7 @@ class Stored:
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
+        return sha256_of(self.content)
 
     @property
     def blob_id(self) -> str:
@@ -198,7 +210,7 @@ class _Server(ThreadingHTTPServer):
 def _serve(hub: Hub, handler: type[_Handler]) -> _Server:
     server = _Server(("127.0.0.1", 0), handler)
     server.hub = hub
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server
 
 
@@ -403,9 +415,8 @@ class _DataHandler(_Handler):
             self.answer(404, {})
             return
         content = stored.content if stored.served is None else stored.served
-        etag = hashlib.md5(content, usedforsecurity=False).hexdigest()
         headers = {
-            "ETag": f'"{etag}"',
+            "ETag": f'"{etag_of(content)}"',
             "Accept-Ranges": "bytes",
             "Content-Type": "application/octet-stream",
         }

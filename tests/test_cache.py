@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants, scan_cache_dir
+from huggingface_hub import scan_cache_dir
 
 from localmistral.models import cache
 from localmistral.models.cache import LocalModel, find_local, list_local, scan_local
@@ -53,7 +53,7 @@ class HubCache:
 
 @pytest.fixture(autouse=True)
 def _empty_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(cache, "models_folder", lambda: tmp_path / "own")
     monkeypatch.delenv("LOCALMISTRAL_MODELS", raising=False)
 

@@ -26,7 +26,14 @@ from sample_repositories import (
 )
 
 from localmistral.errors import DownloadError, LocalMistralError, ModelNotFoundError
-from localmistral.fetching import Download, ensure_local, name_on_hub, prepare_plan, refuse_to_ask
+from localmistral.fetching import (
+    Download,
+    ensure_local,
+    name_on_hub,
+    prepare_plan,
+    refuse_absent,
+    refuse_to_ask,
+)
 from localmistral.fit.plan import Plan, PlannedFile, PlanRequest
 from localmistral.models.hub import OnProgress
 from localmistral.planning import current_machine, plan_model
@@ -38,7 +45,6 @@ DEMO = Path(__file__).resolve().parent.parent / "localmistral" / "data" / "demo.
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with running_hub() as hub:
         isolate(monkeypatch, tmp_path, hub.endpoint)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
         yield hub
 
 
@@ -97,6 +103,34 @@ def test_a_plans_files_are_asked_for_once_and_brought(hub: Hub) -> None:
     assert again.is_local
     assert bring(again, person) == path
     assert (len(person.asked), hub.sent_bytes()) == (1, before)
+
+
+def test_of_two_quants_that_share_shards_the_one_that_was_fetched_is_found(hub: Hub) -> None:
+    hub.publish(SMALL_4, small_4())
+    for quant in ("UD-Q4_K_M", "UD-Q4_K_XL", "UD-Q4_K_M"):
+        path = bring(make_plan(f"small-4:{quant}"), Person())
+        assert path.as_posix().endswith(shard_path(quant, 1))
+
+
+def test_an_incomplete_model_is_called_so_where_it_cannot_be_fetched(hub: Hub) -> None:
+    hub.publish(SMALL_4, small_4())
+    path = bring(make_plan("small-4:UD-Q4_K_XL"), Person())
+    Path(str(path).replace("00001-of", "00002-of")).resolve().unlink()
+    for is_offline in (True, False):
+        error = refuse_absent("small-4", is_offline=is_offline)
+        assert "is incomplete on this disk (shard 2 of 3 is missing), and" in error.message
+    assert "'nemo' isn't on this disk, and" in refuse_absent("nemo", is_offline=True).message
+
+
+def test_without_links_nothing_that_is_here_is_asked_for_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_SYMLINKS", "1")
+    hub.publish(NEMO, nemo())
+    plan, person = make_plan(f"hf:{NEMO}:Q8_0"), Person()
+    bring(plan, person)
+    bring(plan, person)
+    assert len(person.asked) == 1
 
 
 def test_a_plan_without_vision_brings_no_encoder(hub: Hub) -> None:

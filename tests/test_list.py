@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub import Hub, running_hub
+from hub import Fault, Hub, running_hub
 from sample_repositories import NEMO, SMALL_4, isolate, nemo, run_cli, shard_path, small_4
 
 from localmistral.models import history
@@ -97,6 +97,16 @@ def test_a_missing_shard_is_named_and_how_far_its_download_is(hub: Hub, tmp_path
     (row,) = listed()
     assert row["partial_bytes"] == files[0].bytes + files[2].bytes
     assert "shard 2 of 3 is missing; partial, 34%" in run_cli("list").stdout
+
+
+def test_a_model_that_lacks_its_encoder_has_one_row_that_says_so(hub: Hub) -> None:
+    hub.publish(SMALL_4, small_4())
+    hub.order(Fault(kind="flip", path="*mmproj*"))
+    assert run_cli("pull", "small-4:UD-Q4_K_XL", "--yes").returncode == 1
+    (row,) = listed()
+    assert (row["complete"], row["mmproj"]) == (True, None)
+    assert row["partial_bytes"] == row["bytes"]
+    assert "complete; partial, 99%" in run_cli("list").stdout
 
 
 def test_nothing_here_says_how_to_get_something(hub: Hub) -> None:

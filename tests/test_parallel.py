@@ -48,6 +48,7 @@ def test_ctrl_c_leaves_though_a_thread_hangs() -> None:
     script = (
         "import os, signal, threading, time\n"
         "from localmistral.models.parallel import map_parallel\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have ignored it
         "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "try:\n"
         "    map_parallel(time.sleep, [600, 600], threads=2)\n"

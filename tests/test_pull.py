@@ -54,9 +54,16 @@ def big(size: int = 8 << 20) -> bytes:
     return weights(tiny_llama()) + os.urandom(size)
 
 
+# Shells start what runs in the background with SIGINT ignored, and tests may run so.
+PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from localmistral.__main__ import main; main()"
+)
+
+
 def start_cli(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "localmistral", *arguments],
+        [sys.executable, "-c", PROGRAM, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -128,12 +135,15 @@ def test_what_is_here_is_not_fetched_again_nor_asked_for(hub: Hub, cache: Path) 
 def test_another_quant_moves_only_the_shards_that_differ(hub: Hub, cache: Path) -> None:
     files = small_4()
     hub.publish(SMALL_4, files)
-    assert run_cli("pull", "small-4:UD-Q4_K_XL", "--yes").returncode == 0
+    assert run_cli("pull", "small-4:UD-Q4_K_M", "--yes").returncode == 0
     before = hub.sent_bytes()
-    done = run_cli("pull", "small-4:UD-Q4_K_M", "--yes")
+    done = run_cli("pull", "small-4:UD-Q4_K_XL", "--yes")
     assert done.returncode == 0, done.stderr
-    assert hub.sent_bytes() - before == len(files[shard_path("UD-Q4_K_M", 2)].content)
+    assert hub.sent_bytes() - before == len(files[shard_path("UD-Q4_K_XL", 2)].content)
     assert "here already" in done.stderr
+    # Named is what was asked for, though its first shard is the other's, too.
+    assert done.stdout.endswith(f"{shard_path('UD-Q4_K_XL', 1)}\n")
+    assert "mistral-small-4:UD-Q4_K_XL is downloaded" in done.stderr
     assert [row["complete"] for row in listed()] == [True, True]
     check_cache(cache)
 
@@ -384,6 +394,9 @@ def test_a_file_placed_by_hand_is_said_to_be_unknown_and_stays(hub: Hub, tmp_pat
 
 
 def test_a_check_of_what_is_not_here_says_so(hub: Hub) -> None:
+    nothing = run_cli("pull", "--check", "--json")
+    assert (nothing.returncode, nothing.stdout) == (0, "[]\n"), nothing.stderr
+    assert "no models" in nothing.stderr
     check_refusal(run_cli("pull", "--check", "small-4"), 1, "on this disk")
     done = run_cli("pull", "--check")
     assert done.returncode == 0
@@ -467,6 +480,8 @@ def test_files_whose_quant_tells_nothing_can_be_pulled_and_run(names: list[str],
     assert (row["complete"], row["path"]) == (True, str(path))
     again = run_cli("pull", f"hf:{BIG}")
     assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
+    offline = run_cli("pull", f"hf:{BIG}:{path.stem}", "--offline")
+    assert (offline.returncode, offline.stdout) == (0, done.stdout), offline.stderr
 
 
 def _changed(quant: str) -> dict[str, Stored]:

@@ -24,11 +24,12 @@ from sample_repositories import (
 )
 from test_remote_header import large
 
-from localmistral.errors import DownloadError, ModelNotFoundError
+from localmistral.errors import DownloadError, ModelFileError, ModelNotFoundError
 from localmistral.models.gguf import read_shape
 from localmistral.models.names import CatalogModel, HubRepository, resolve
 from localmistral.models.remote import RemoteFiles, find_remote, list_remote, remote_candidates
 from localmistral.models.remote_header import make_lender, read_whole
+from localmistral.models.transfer import Patience
 
 
 @pytest.fixture
@@ -108,6 +109,16 @@ def test_two_models_of_one_quant_in_a_repository_keep_their_names_apart(hub: Hub
     source = find_remote(HubRepository(id="a/b", quant="two-Q8_0"))
     assert source is not None
     assert source.files[0].path == "two-Q8_0.gguf"
+
+
+def test_a_quant_in_one_file_and_again_in_shards_is_one_quant(hub: Hub) -> None:
+    one = {f"{STEM}-UD-Q4_K_M.gguf": Stored(content=weights(tiny_llama()))}
+    hub.publish("a/b", {**sharded("UD-Q4_K_M", 3), **one, "Q-Q8_0.gguf": Stored(content=b"GGUF")})
+    found = list_remote(known("hf:a/b"))
+    assert [(source.name, len(source.files)) for source in found] == [
+        ("UD-Q4_K_M", 1),
+        ("Q8_0", 1),
+    ]
 
 
 def test_the_catalogues_other_repositories_count_for_what_only_they_have(hub: Hub) -> None:
@@ -209,9 +220,56 @@ def test_a_damaged_file_on_the_hub_is_left_out_and_said(hub: Hub) -> None:
     assert [quant.name for quant in found] == ["Q4_K", "Q8_0"]
     for name in ("Q2_K", "Q5_K", "Q6_K"):
         assert any(note.startswith(f"{name} of a/b is left out: ") for note in notes)
+    hub.publish("a/c", {"M-Q2_K.gguf": Stored(content=b"<!DOCTYPE html>" + bytes(9000))})
+    with pytest.raises(ModelFileError, match="looks like an HTML page"):
+        remote_candidates(known("hf:a/c"))
 
 
-def test_a_busy_hub_is_asked_again(hub: Hub) -> None:
+def test_files_with_unsafe_names_are_left_out_and_said(hub: Hub) -> None:
+    files = nemo()
+    for path in (
+        "../up-Q2_K.gguf",
+        "/abs-Q2_K.gguf",
+        "a//b-Q2_K.gguf",
+        "con.gguf",
+        "../mmproj.gguf",
+    ):
+        hub.publish(NEMO, {**files, path: Stored(content=weights(tiny_llama(), 3))})
+        notes: list[str] = []
+        found = list_remote(known(f"hf:{NEMO}"), on_note=notes.append)
+        assert [(source.name, source.mmproj) for source in found] == [
+            ("Q4_K_M", None),
+            ("Q8_0", None),
+        ]
+        assert [path in note and note.endswith("It is left out.") for note in notes] == [True]
+
+
+@pytest.mark.parametrize("refused", ["*Q4_K_M*", "*Q8_0*"])
+def test_a_file_that_the_hub_refuses_is_left_out_and_said(refused: str, hub: Hub) -> None:
+    hub.publish(NEMO, nemo())
+    hub.order(Fault(kind="status", status=404, path=refused))
+    notes: list[str] = []
+    (found,) = remote_candidates(known(f"hf:{NEMO}"), on_note=notes.append)
+    assert found.name != refused.strip("*")
+    assert any("is left out: There is no" in note for note in notes)
+    hub.faults[0].path = "*"
+    hub.publish(NEMO, {p: Stored(content=s.content + b"new") for p, s in nemo().items()})
+    with pytest.raises(DownloadError, match="There is no"):
+        remote_candidates(known(f"hf:{NEMO}"))
+
+
+def test_a_network_that_goes_away_midway_is_an_error(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("localmistral.models.remote._HEADER_PATIENCE", Patience(tries=1))
+    hub.publish(NEMO, nemo())
+    hub.order(Fault(kind="status", status=503, path="*Q8_0*"))
+    with pytest.raises(DownloadError, match="answered 503"):
+        remote_candidates(known(f"hf:{NEMO}"))
+
+
+def test_a_busy_hub_is_asked_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("localmistral.models.remote._HEADER_PATIENCE", Patience(first_wait_s=0.1))
     hub.publish(NEMO, nemo())
     hub.order(Fault(kind="status", status=503, times=1, headers={"Retry-After": "0"}))
     hub.order(Fault(kind="cut", after=1000, times=1))

@@ -31,6 +31,7 @@ from localmistral.models import removal
 from localmistral.models.cache import find_copies, hold_blob, scan_local
 from localmistral.models.catalog import load_catalog
 from localmistral.models.download import download_files, list_repository
+from localmistral.models.history import BegunDownload, begun_downloads, record_download
 from localmistral.models.hub import HubFile, SweptFiles
 from localmistral.models.orphans import find_orphans, sweep_orphans
 from localmistral.models.removal import plan_removal, remove
@@ -42,8 +43,6 @@ XL, M = "UD-Q4_K_XL", "UD-Q4_K_M"
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with running_hub() as hub:
         isolate(monkeypatch, tmp_path, hub.endpoint)
-        # huggingface_hub has read the environment long ago; the program's own processes do so anew
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
         yield hub
 
 
@@ -212,6 +211,17 @@ def test_the_path_of_a_cached_file_means_that_model(hub: Hub, cache: Path) -> No
     check_cache(cache)
 
 
+def test_the_path_of_a_shard_that_quants_share_means_the_quant_it_lies_in(
+    hub: Hub, cache: Path
+) -> None:
+    hub.publish(SMALL_4, small_4())
+    paths = fetch(SMALL_4, *quant_paths(XL), *quant_paths(M)[:3])
+    assert [local.quant for local in find_copies(str(paths[0]))] == [XL]
+    assert run_cli("rm", paths[0], "--yes").returncode == 0
+    assert names() == [f"mistral-small-4:{M}"]
+    check_cache(cache)
+
+
 def test_a_link_out_of_the_cache_is_removed_and_not_followed(
     hub: Hub, cache: Path, tmp_path: Path
 ) -> None:
@@ -305,6 +315,31 @@ def test_partials_are_swept_and_models_stay(hub: Hub, cache: Path) -> None:
     assert path.exists()
     again = run_cli("rm", "--partial")
     assert (again.returncode, "no unfinished" in again.stderr) == (0, True)
+
+
+def test_a_sweep_leaves_a_running_download_and_its_name_alone(hub: Hub, cache: Path) -> None:
+    hub.publish(NEMO, nemo())
+    listing = list_repository(NEMO)
+    running, gone = (file for file in listing.files if file.path.endswith(".gguf"))
+    for file in (running, gone):
+        record_download(
+            BegunDownload(
+                name=f"hf:{NEMO}:{file.path}",
+                repository=NEMO,
+                commit=listing.commit,
+                quant="any",
+                files=(file,),
+            )
+        )
+    part = leave_partial(cache, NEMO, str(running.sha256))
+    with hold_blob(part.with_name(str(running.sha256))) as is_held:
+        assert is_held
+        done = run_cli("rm", "--partial", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert part.exists()
+    assert [begun.files for begun in begun_downloads()] == [(running,)]
+    assert run_cli("rm", "--partial", "--yes").returncode == 0
+    assert (part.exists(), list(begun_downloads())) == (False, [])
 
 
 def test_a_repository_with_nothing_but_a_partial_keeps_the_hubs_library_content(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localmistral.errors import DownloadError
+from localmistral.models.blobs import list_places
 from localmistral.models.journal import LONGEST_WRITE, Partial, partial_keys, recorded_bytes
 from localmistral.models.ranges import Ranges
 from localmistral.models.transfer import Patience, State, fetch, read_bytes
@@ -162,6 +164,7 @@ def test_a_torn_journal_counts_up_to_where_it_is_torn(tmp_path: Path, tail: byte
         "* 0 2000",  # beyond the end
         "* 500 400",
         "* 300 300",
+        f"* 0 {'9' * 5000}",  # more digits than Python reads
         f"+ 0 {LONGEST_WRITE + 1} 1",  # would have to be read into memory whole
     ],
 )
@@ -232,6 +235,14 @@ def test_a_long_journal_is_shortened_and_says_the_same(tmp_path: Path) -> None:
     assert (once_more.done.bytes, once_more.version) == (size / 2 + 1, "abc")
     assert not (tmp_path / f"{SHA256}.journal-new").exists()
     once_more.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+def test_a_folder_that_cannot_be_read_holds_nothing(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert partial_keys(loop) == ()
+    assert list_places(loop) == ()
 
 
 def test_a_partial_without_a_byte_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -361,9 +372,7 @@ def test_etags_that_differ_with_every_answer_cannot_restart_a_download_for_ever(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flips = iter(range(10_000))
-    monkeypatch.setattr(
-        "hub.hashlib.md5", lambda content, **_: hashlib.sha1(str(next(flips)).encode())
-    )
+    monkeypatch.setattr("hub.etag_of", lambda _: str(next(flips)))
     assert run_fetch(hub, tmp_path) == CONTENT
     assert hub.sent_bytes() < 3 * len(CONTENT)
 
@@ -375,6 +384,10 @@ def test_etags_that_differ_with_every_answer_cannot_restart_a_download_for_ever(
         (Fault(kind="stall", after=0), r"no byte for 0\.5 s \(4 tries\)"),
         (Fault(kind="cut", after=0), r"\(4 tries\)"),
         (Fault(kind="status", status=429, headers={"Retry-After": "7200"}), "wait 120 minutes"),
+        (
+            Fault(kind="status", status=206, headers={"Content-Range": f"bytes 0-9/{'9' * 5000}"}),
+            "another range than was asked for",
+        ),
         (Fault(kind="html"), "web page instead of 'm.gguf'.*captive portal"),
         (Fault(kind="html", at="hub"), "web page instead of 'm.gguf'.*captive portal"),
         (Fault(kind="status", status=511, at="hub"), "captive portal"),
@@ -401,6 +414,13 @@ def test_what_no_try_mends_ends_with_the_reason_and_what_to_do(
     assert raised.value.hint or "redirect" in fault.kind
     assert "top-secret" not in str(raised.value)
     assert [*tmp_path.iterdir()] == []
+
+
+def test_ten_bytes_at_a_time_are_not_waited_for(hub: Hub, tmp_path: Path) -> None:
+    hub.order(Fault(kind="cut", after=10))
+    with pytest.raises(DownloadError, match=r"broke|ended early.* \(4 tries\)"):
+        run_fetch(hub, tmp_path)
+    assert len(hub.seen) < 40
 
 
 def test_a_failure_midway_keeps_what_has_come(hub: Hub, tmp_path: Path) -> None:
@@ -502,6 +522,8 @@ def test_a_proxy_of_the_environment_is_used_except_where_it_says_not(
     assert asked.proxy_authorization == "Basic dXNlcjpwQHNz"
     assert (stored.host, stored.proxy_authorization) == ("data", None)
     assert stored.path.startswith("/org/m/")
+    monkeypatch.setenv("http_proxy", hub.endpoint.removeprefix("http://"))
+    assert read_bytes(Source(away, stall_s=1, connect_s=1), 0, 10, QUICK) == CONTENT[:10]
 
 
 def test_progress_is_told_in_the_callers_thread_and_only_grows(hub: Hub, tmp_path: Path) -> None:

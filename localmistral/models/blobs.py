@@ -54,10 +54,11 @@ def place_of(cache: Path, repository: str) -> Place:
 
 
 def list_places(cache: Path) -> tuple[Place, ...]:
-    """All model repositories in a cache."""
-    if not cache.is_dir():
+    """All model repositories in a cache; none where it can't be read."""
+    try:
+        names = sorted(p.name for p in cache.iterdir() if p.name.startswith(PREFIX) and p.is_dir())
+    except OSError:
         return ()
-    names = sorted(p.name for p in cache.iterdir() if p.name.startswith(PREFIX) and p.is_dir())
     return tuple(Place(cache=cache, folder=name) for name in names)
 
 

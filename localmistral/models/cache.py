@@ -142,9 +142,8 @@ def find_copies(name: str) -> list[LocalModel]:
         named = _listed_name(resolved)
         found = [local for local in found if local.name == named] or found
     else:
-        same = {os.path.realpath(path) for path in resolved.files}
-        listed = (m for m in models if any(os.path.realpath(path) in same for path in m.files))
-        found = list(listed) or [_named_by_path(resolved, load_catalog())]
+        given = _named_by_path(resolved, load_catalog())
+        found = [local for local in models if _identity(local) == _identity(given)] or [given]
     if not found:
         raise ModelNotFoundError(
             f"No file of {quote_name(name)} is on this disk.", "See localmistral list"
@@ -170,22 +169,31 @@ def select_local(
         found = [local for local in models if (local.repository or "").casefold() == wanted]
         quants = tuple({local.quant for local in found if local.quant})
         quant = resolved.quant and (match_quant(resolved.quant, quants) or resolved.quant)
-    return [local for local in found if local.quant == quant] if quant else found
+    if not quant:
+        return found
+    return [m for m in found if quant in (m.quant, parse_file_name(m.path.name).full)]
+
+
+def hub_cache() -> Path:
+    """The Hub's cache folder, by HF_HUB_CACHE or HF_HOME at each call; it may not exist."""
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if not named and (home := os.environ.get("HF_HOME")):
+        named = str(Path(home) / "hub")
+    if not named:
+        from huggingface_hub import constants  # slow to import, and not needed by every command
+
+        named = constants.HF_HUB_CACHE
+    return Path(os.path.expandvars(named)).expanduser().absolute()
 
 
 def repository_folder(repository: str) -> Path:
     """Where the Hub's cache keeps a repository; it may not exist."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    return hub_cache() / f"models--{repository.replace('/', '--')}"
 
 
 def repository_folders() -> list[Path]:
     """The folders of all model repositories in the Hub's cache."""
-    from huggingface_hub import constants
-
-    folders = _folders(Path(constants.HF_HUB_CACHE), [])
-    return [folder for folder in folders if folder.name.startswith("models--")]
+    return [folder for folder in _folders(hub_cache(), []) if folder.name.startswith("models--")]
 
 
 @contextmanager
@@ -212,7 +220,7 @@ def delete_blob(blob: Path) -> None:
     A link leads into the store that the Hub's library shares among repositories: it knows whether
     anything else still needs what lies there.
     """
-    from huggingface_hub import DeleteCacheStrategy, constants
+    from huggingface_hub import DeleteCacheStrategy
 
     if not blob.is_symlink():
         blob.unlink(missing_ok=True)
@@ -224,17 +232,14 @@ def delete_blob(blob: Path) -> None:
         refs=nothing,
         repos=nothing,
         snapshots=nothing,
-        cache_dir=Path(constants.HF_HUB_CACHE),
+        cache_dir=hub_cache(),
     ).execute()
 
 
 def _hub_places(warnings: list[str]) -> list[_Place]:
     """Each repository's snapshots, the one `main` points to first, then the newest first."""
-    from huggingface_hub import constants  # slow to import, and not needed by every command
-
-    cache = Path(constants.HF_HUB_CACHE)
     places = []
-    for folder in _folders(cache, warnings):
+    for folder in _folders(hub_cache(), warnings):
         if folder.name.startswith("models--"):
             repository = folder.name.removeprefix("models--").replace("--", "/")
             main = _main_revision(folder)

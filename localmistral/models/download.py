@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but not in __all__
     WeakFileLock,
     build_hf_headers,
@@ -40,6 +40,7 @@ from localmistral.models.blobs import (
     place_of,
     write_ref,
 )
+from localmistral.models.cache import hub_cache
 from localmistral.models.hub import (
     FileCheck,
     HubFile,
@@ -66,15 +67,13 @@ _SHORT_PATIENCE = Patience(tries=4, longest_asked_s=60.0)
 
 def hub_endpoint() -> str:
     """Where the Hub is, without a trailing slash: HF_ENDPOINT, or the public one."""
-    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-
-
-def hub_cache() -> Path:
-    """The Hub's cache folder by HF_HUB_CACHE or HF_HOME; it may not exist."""
-    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    if not named and (home := os.environ.get("HF_HOME")):
-        named = str(Path(home) / "hub")
-    return Path(os.path.expandvars(named or constants.HF_HUB_CACHE)).expanduser().absolute()
+    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    if not endpoint.lower().startswith(("http://", "https://")):
+        raise DownloadError(
+            f"HF_ENDPOINT is {quote_name(endpoint)}, which is no address of a Hub.",
+            "Write it like HF_ENDPOINT=https://huggingface.co, or unset it",
+        )
+    return endpoint
 
 
 def is_offline() -> bool:
@@ -92,20 +91,7 @@ def list_repository(repository: str, revision: str | None = None) -> Listing:
     if revision is not None:
         check_revision(revision)
     _refuse_offline(f"The files of {repository} can't be listed")
-    info = _fetch_info(repository, revision)
-    files = tuple(
-        HubFile(
-            path=sibling.rfilename,
-            bytes=sibling.size,
-            sha256=None if sibling.lfs is None else sibling.lfs.sha256,
-            blob_id=sibling.blob_id,
-        )
-        for sibling in info.siblings or ()
-        if sibling.size is not None
-    )
-    commit = check_commit(info.sha or "")
-    named = constants.DEFAULT_REVISION if revision is None else revision
-    return Listing(repository=repository, commit=commit, files=files, revision=named)
+    return _fetch_listing(repository, revision)
 
 
 def local_listing(repository: str, commit: str) -> Listing:
@@ -247,7 +233,7 @@ def _refuse_offline(what: str) -> None:
         )
 
 
-def _fetch_info(repository: str, revision: str | None) -> ModelInfo:
+def _fetch_listing(repository: str, revision: str | None) -> Listing:
     """The Hub's description of a repository; tried again where that may help."""
     _headers()  # for its check
     api = HfApi(endpoint=hub_endpoint(), library_name="localmistral", library_version=__version__)
@@ -255,11 +241,28 @@ def _fetch_info(repository: str, revision: str | None) -> ModelInfo:
     while True:
         try:
             with _say_listing_errors(repository, revision):
-                return api.model_info(
+                info = api.model_info(
                     repository, revision=revision, files_metadata=True, timeout=_LISTING_TIMEOUT_S
+                )
+                return Listing(
+                    repository=repository,
+                    commit=check_commit(info.sha or ""),
+                    files=tuple(_describe(s) for s in info.siblings or () if s.size is not None),
+                    revision=constants.DEFAULT_REVISION if revision is None else revision,
                 )
         except web.InterruptedTransferError as error:
             time.sleep(trouble.wait_s(error, 0))
+
+
+def _describe(sibling: RepoSibling) -> HubFile:
+    """TypeError for JSON of other types than the Hub's."""
+    sha256 = None if sibling.lfs is None else sibling.lfs.sha256
+    texts = (sibling.rfilename, sha256 or "", sibling.blob_id or "")
+    if type(sibling.size) is not int or not all(isinstance(text, str) for text in texts):
+        raise TypeError("no file")
+    return HubFile(
+        path=sibling.rfilename, bytes=sibling.size, sha256=sha256, blob_id=sibling.blob_id
+    )
 
 
 @contextmanager
@@ -284,6 +287,8 @@ def _say_listing_errors(repository: str, revision: str | None) -> Iterator[None]
         raise
     except httpx2.HTTPError as error:
         raise web.unreachable(host, error) from error
+    except ImportError as error:  # of what a SOCKS proxy would need
+        raise web.unusable_proxy() from error
     except (ValueError, TypeError, KeyError) as error:  # JSON that isn't, or isn't a listing
         raise web.portal(repository, host) from error
 

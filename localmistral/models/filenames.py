@@ -34,6 +34,11 @@ class FileName:
     shard: int = 1
     shards: int = 1
 
+    @property
+    def full(self) -> str:
+        """What tells a quant from the same one of another model in a repository."""
+        return f"{self.base}-{self.quant}" if self.quant else self.base
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSet:

@@ -29,8 +29,8 @@ DATA_SUFFIX = ".part"
 JOURNAL_SUFFIX = ".journal"
 _REWRITTEN_SUFFIX = ".journal-new"
 _TITLE = "localmistral-journal-1"
-_DURABLE = re.compile(r"\* ([0-9]+) ([0-9]+)")
-_RECENT = re.compile(r"\+ ([0-9]+) ([0-9]+) ([0-9]+)")
+_DURABLE = re.compile(r"\* ([0-9]{1,19}) ([0-9]{1,19})")
+_RECENT = re.compile(r"\+ ([0-9]{1,19}) ([0-9]{1,19}) ([0-9]{1,10})")
 _VERSION = re.compile(r"v ([0-9a-f]*)")
 _COMPACTED_BYTES = 1 << 20  # a journal longer than that is shortened when it is next opened
 LONGEST_WRITE = 4 << 20  # bytes; each is read back at once to check it
@@ -207,11 +207,11 @@ def remove_partial(folder: Path, key: str) -> int:
 
 
 def partial_keys(folder: Path) -> tuple[str, ...]:
-    """Keys of all unfinished downloads in a folder of blobs; none where there's no such folder."""
+    """Keys of all unfinished downloads in a folder of blobs; none where it can't be read."""
     suffixes = (DATA_SUFFIX, JOURNAL_SUFFIX, _REWRITTEN_SUFFIX)
     try:
         names = [path for path in folder.iterdir() if path.suffix in suffixes]
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return ()
     return tuple(sorted({path.stem for path in names if is_key(path.stem)}))
 

@@ -1,15 +1,16 @@
 """Unfinished downloads on this disk: whose they are, and how far they got.
 
 The Hub's cache names their files by hash alone; the names come from what was remembered when the
-download began. Removes nothing.
+download began. Removes no file.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from localmistral.models.blobs import PREFIX, list_places
-from localmistral.models.download import hub_cache, missing_bytes
-from localmistral.models.history import BegunDownload, begun_downloads
+from localmistral.models.cache import hub_cache
+from localmistral.models.download import missing_bytes
+from localmistral.models.history import BegunDownload, begun_downloads, forget_download
 from localmistral.models.journal import DATA_SUFFIX, allocated_bytes, partial_keys
 
 
@@ -42,10 +43,19 @@ def list_partials() -> tuple[PartialDownload, ...]:
     return tuple(sorted(partials, key=lambda partial: partial.name))
 
 
+def forget_swept() -> None:
+    """Remember no longer what has nothing unfinished on this disk; downloads that another process
+    is at stay."""
+    unfinished = {key for place in list_places(hub_cache()) for key in partial_keys(place.blobs)}
+    for begun in begun_downloads():
+        if unfinished.isdisjoint(file.key for file in begun.files):
+            forget_download(begun.name)
+
+
 def _measure(begun: BegunDownload) -> PartialDownload | None:
     """None for one that was finished or swept since by someone else."""
     total = sum(file.bytes for file in begun.files)
-    missing = missing_bytes(begun.repository, begun.files)
+    missing = missing_bytes(begun.repository, begun.files, commit=begun.commit)
     if not 0 < missing < total:
         return None
     return PartialDownload(

@@ -7,7 +7,7 @@ Knows the Hub's answers through models/download.py alone; downloads no model and
 import difflib
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,17 +21,17 @@ from localmistral.errors import (
 )
 from localmistral.models.catalog import Model
 from localmistral.models.download import hub_endpoint, is_offline, list_repository, read_range
-from localmistral.models.filenames import FileSet, find_encoder, group_files, match_quant
+from localmistral.models.filenames import FileSet, find_encoder, fold_base, group_files, match_quant
 from localmistral.models.gguf import check_shard, join_headers
 from localmistral.models.header import ValueType
-from localmistral.models.hub import HubFile, Listing
+from localmistral.models.hub import HubFile, Listing, check_file
 from localmistral.models.metadata import Metadata
 from localmistral.models.names import CatalogModel, HubRepository, quote_name
 from localmistral.models.parallel import map_parallel
 from localmistral.models.remote_header import Lender, make_lender, read_borrowing, read_whole
 from localmistral.models.shape import FileKind, ModelShape
 from localmistral.models.shape_cache import load_shape, save_shape
-from localmistral.models.transfer import Patience
+from localmistral.models.transfer import GaveUpError, Patience
 from localmistral.units import format_bytes
 
 CONNECTIONS = 8
@@ -118,7 +118,8 @@ def remote_candidates(
     """Every quantisation with the shape its headers state, read in parallel and kept on this disk.
 
     `on_note` gets a sentence about what was left out, and how many bytes were moved. Raises as
-    `list_remote`, after seconds where no network is there.
+    `list_remote`, after seconds where no network is there, and ModelFileError or DownloadError
+    where no file can be read.
     """
     _check_reachable()
     sources = list_remote(resolved, on_note=on_note)
@@ -126,7 +127,12 @@ def remote_candidates(
     unread = [source for source, shape in shapes.items() if shape is None]
     if unread:
         moved: list[int] = []
-        shapes |= _read_shapes(unread, moved, on_note)
+        read, failures = _read_shapes(unread, moved)
+        shapes |= read
+        for source, failure in failures.items():
+            on_note(f"{source.name} of {source.repository} is left out: {failure.message}")
+        if not any(shapes.values()):
+            raise next(iter(failures.values()))
         count = "1 quantisation" if len(unread) == 1 else f"{len(unread)} quantisations"
         on_note(
             f"Read {format_bytes(sum(moved))} of headers to plan {count} of "
@@ -221,8 +227,8 @@ def _nothing_of(model: Model, repositories: Iterable[str]) -> ModelNotFoundError
 
 
 def _list_sets(listing: Listing, on_note: OnNote) -> tuple[RemoteFiles, ...]:
-    """The complete models of a listing, by path; incomplete ones are said."""
-    by_path = {Path(file.path): file for file in listing.files}
+    """The complete models of a listing, by path; incomplete and unsafe ones are said."""
+    by_path = {Path(file.path): file for file in _usable_files(listing, on_note)}
     sets = group_files(by_path)
     models = [files for files in sets if files.name.role == "model"]
     for files in models:
@@ -231,13 +237,17 @@ def _list_sets(listing: Listing, on_note: OnNote) -> tuple[RemoteFiles, ...]:
                 f"{listing.repository} lacks {len(files.missing)} of {files.name.shards} shards "
                 f"of {files.first.name}: it is left out."
             )
-    complete = [files for files in models if not files.missing]
+    # Of one quantisation in one file and again in shards, the first will do.
+    complete: dict[tuple[str, str | None], FileSet] = {}
+    for files in models:
+        if not files.missing:
+            complete.setdefault((fold_base(files.name.base), files.name.quant), files)
     if not complete:
         raise ModelNotFoundError(
             f"{listing.repository} has no GGUF model among its {len(listing.files)} files.",
             "Repositories with GGUF files mostly have names that end in -GGUF.",
         )
-    counts = Counter(files.name.quant for files in complete)
+    counts = Counter(quant for _, quant in complete)
     return tuple(
         RemoteFiles(
             name=_name_of(files, counts),
@@ -247,8 +257,18 @@ def _list_sets(listing: Listing, on_note: OnNote) -> tuple[RemoteFiles, ...]:
             files=tuple(by_path[path] for path in files.paths),
             mmproj=_encoder_of(files, sets, by_path),
         )
-        for files in complete
+        for files in complete.values()
     )
+
+
+def _usable_files(listing: Listing, on_note: OnNote) -> Iterator[HubFile]:
+    """The GGUF files whose names, sizes and hashes may be used."""
+    for file in listing.files:
+        if file.path.lower().endswith(".gguf"):
+            try:
+                yield check_file(file)
+            except DownloadError as error:
+                on_note(f"{error.message} It is left out.")
 
 
 def _encoder_of(
@@ -260,9 +280,7 @@ def _encoder_of(
 
 def _name_of(files: FileSet, counts: Counter[str | None]) -> str:
     quant = files.name.quant
-    if quant is not None and counts[quant] == 1:
-        return quant
-    return f"{files.name.base}-{quant}" if quant else files.name.base
+    return quant if quant is not None and counts[quant] == 1 else files.name.full
 
 
 def _choose(found: Sequence[RemoteFiles], quant: str) -> RemoteFiles:
@@ -289,19 +307,22 @@ def _identities(source: RemoteFiles) -> list[str]:
 
 
 def _read_shapes(
-    sources: Sequence[RemoteFiles], moved: list[int], on_note: OnNote
-) -> dict[RemoteFiles, ModelShape]:
-    """The first header is read whole, the others borrow its vocabulary."""
+    sources: Sequence[RemoteFiles], moved: list[int]
+) -> tuple[dict[RemoteFiles, ModelShape], dict[RemoteFiles, LocalMistralError]]:
+    """Shapes, and what is wrong with the files that have none that can be read. The first header is
+    read whole, the others borrow its vocabulary."""
     # one with tensors first: how long its rest is says how much to read of the others
     first, *others = sorted(sources, key=lambda s: (len(s.files) > 1, s.files[0].bytes))
     lender: Lender | None = None
     shapes: dict[RemoteFiles, ModelShape] = {}
-    failures: dict[RemoteFiles, ModelFileError] = {}
+    failures: dict[RemoteFiles, LocalMistralError] = {}
     try:
         heads = _read_headers(_Reading(source=first, moved=moved))
         lender = make_lender(heads[0])
         shapes[first] = _shape_of(first, heads, are_texts_checked=False)
-    except ModelFileError as error:
+    except GaveUpError:
+        raise
+    except (ModelFileError, DownloadError) as error:
         failures[first] = error
     readings = [_Reading(source=source, moved=moved, lender=lender) for source in others]
     answers = map_parallel(_try_reading, readings, threads=CONNECTIONS)
@@ -310,20 +331,21 @@ def _read_shapes(
             shapes[source] = answer
         else:
             failures[source] = answer
-    for source, failure in failures.items():
-        on_note(f"{source.name} of {source.repository} is left out: {failure.message}")
     for source, shape in shapes.items():
         save_shape(_identities(source), shape)
-    return {source: shapes[source] for source in sources if source in shapes}
+    return shapes, failures
 
 
-def _try_reading(reading: _Reading) -> ModelShape | ModelFileError:
+def _try_reading(reading: _Reading) -> ModelShape | LocalMistralError:
+    """The shape, or what is wrong with just these files; a network that is gone is raised."""
     try:
         if reading.lender is None:
             return _shape_of(reading.source, _read_headers(reading), are_texts_checked=False)
         heads, borrowed = _read_borrowing(reading, reading.lender)
         return _shape_of(reading.source, heads, are_texts_checked=borrowed)
-    except ModelFileError as error:
+    except GaveUpError:
+        raise
+    except (ModelFileError, DownloadError) as error:
         return error
 
 

@@ -32,6 +32,9 @@ _SYNC_S = 5.0  # how often data is forced to disk, which is what a power cut may
 _TICK_S = 0.1  # how often the caller hears of progress, and notices Ctrl-C on Windows
 _POLL_S = 0.02  # how soon the hash notices new bytes
 _HASHED_BYTES = 1 << 20
+# Less than this between two failures is no success: a connection that breaks off after every few
+# bytes would be tried for days.
+_LEAST_GAIN_BYTES = 64 << 10
 _PARTING_S = 0.3  # how long threads get to end by themselves once nothing they do counts
 
 
@@ -41,7 +44,7 @@ class Patience:
 
     stall_s: float = 30.0  # without a byte
     connect_s: float = 15.0
-    tries: int = 7  # with nothing gained in between
+    tries: int = 7  # with next to nothing gained in between
     first_wait_s: float = 1.0  # doubled each time
     longest_wait_s: float = 30.0
     longest_asked_s: float = 900.0  # what a server may ask for; the Hub's windows are 300 s
@@ -54,6 +57,10 @@ class State:
     done: int
     verified: int
     note: str
+
+
+class GaveUpError(DownloadError):
+    """No try came through; other files of the same host would fare no better."""
 
 
 class _RestartError(Exception):
@@ -75,20 +82,21 @@ class _Piece:
 
 
 class Trouble:
-    """Counts one thread's failures since anything was gained, and says how long to wait."""
+    """Counts one thread's failures since enough was gained, and says how long to wait."""
 
     def __init__(self, name: str, patience: Patience) -> None:
         self._name, self._patience = name, patience
-        self._failures, self._gained = 0, -1
+        self._failures, self._gained = 0, 0
 
     def wait_s(self, error: InterruptedTransferError, gained: int) -> float:
-        """Seconds to wait before the next try; DownloadError when there is none."""
+        """Seconds to wait before the next try; GaveUpError when there is none."""
         patience = self._patience
-        self._failures = self._failures + 1 if gained == self._gained else 1
-        self._gained = gained
+        self._failures += 1
+        if gained >= self._gained + _LEAST_GAIN_BYTES:
+            self._failures, self._gained = 1, gained
         name = quote_name(self._name)
         if self._failures >= patience.tries:
-            raise DownloadError(
+            raise GaveUpError(
                 f"{name} couldn't be downloaded: {error.reason} ({self._failures} tries).",
                 f"Check the network, then {CONTINUES}",
             ) from error
@@ -96,7 +104,7 @@ class Trouble:
         if error.wait_s is None:
             return min(growing, patience.longest_wait_s)
         if error.wait_s > patience.longest_asked_s:
-            raise DownloadError(
+            raise GaveUpError(
                 f"{name} can't be downloaded now: {error.reason} and asks to wait "
                 f"{error.wait_s / 60:.0f} minutes.",
                 f"After that, {CONTINUES}",
@@ -135,7 +143,7 @@ def fetch(
             # hash decides in the end.
             connections, version_counts = (1 if restart.one_stream else connections), False
         gained = partial.done.bytes
-        failures = 1 if gained > farthest else failures + 1
+        failures = 1 if gained >= farthest + _LEAST_GAIN_BYTES else failures + 1
         farthest = max(farthest, gained)
         if failures >= patience.tries:
             raise DownloadError(

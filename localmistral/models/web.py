@@ -42,8 +42,10 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _RETRIED_STATUSES = (408, 425, 429)  # and all from 500 on, but:
 _LOGIN_REQUIRED = 511  # what captive portals are meant to answer
 _REFUSALS = (401, 403, 404, 410)
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+|\*)")
-_HUB_WINDOW = re.compile(r";\s*r=0\s*;\s*t=([0-9]+)")  # ratelimit: "api";r=0;t=55
+# No number is longer than 19 digits: Python refuses to read those of thousands.
+_COUNT = re.compile(r"[0-9]{1,19}")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
+_HUB_WINDOW = re.compile(r";\s*r=0\s*;\s*t=([0-9]{1,9})")  # ratelimit: "api";r=0;t=55
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 CONTINUES = "run the same command again: it continues"
 
@@ -160,7 +162,7 @@ class Source:
             return  # a mirror's own etag says nothing about the content
         self.identity = self.identity or named
         same_kind = len(named) == len(self.identity)
-        other_size = size.isdecimal() and int(size) != self.file.bytes
+        other_size = _COUNT.fullmatch(size) and int(size) != self.file.bytes
         if (same_kind and named != self.identity) or other_size:
             raise _changed(self.file, f"its hash there begins with {named[:12]}")
 
@@ -194,7 +196,7 @@ class Source:
             if got[3] not in ("*", str(self.file.bytes)):
                 raise _changed(self.file, f"it has {int(got[3]):,} bytes there")
             end = min(end, int(got[2]) + 1)
-        elif length.isdecimal() and int(length) != self.file.bytes:
+        elif _COUNT.fullmatch(length) and int(length) != self.file.bytes:
             raise _changed(self.file, f"{int(length):,} bytes came")
         else:
             start, end = 0, self.file.bytes
@@ -256,6 +258,8 @@ def _open_pool(proxy: str | None) -> urllib3.PoolManager:
     if proxy is None:
         return urllib3.PoolManager(maxsize=_IDLE_CONNECTIONS, ssl_context=context)
     parts = urlsplit(proxy)
+    if parts.scheme not in ("http", "https"):
+        raise unusable_proxy()
     login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
     return urllib3.ProxyManager(
         proxy,
@@ -271,7 +275,10 @@ def _proxy_for(url: str) -> str | None:
     if not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
         return None
     proxies = urllib.request.getproxies()
-    return proxies.get(parts.scheme) or proxies.get("all")
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or "://" in proxy:
+        return proxy
+    return f"http://{proxy}"  # as the Hub's library, curl and others read it
 
 
 def raise_if_temporary(status: int, host: str, headers: Mapping[str, str]) -> None:
@@ -305,6 +312,15 @@ def unreachable(host: str, error: Exception) -> DownloadError:
     return DownloadError(
         f"{host} can't be reached: {type(error).__name__}.",
         "Check the network; models on this disk run without it: localmistral list",
+    )
+
+
+def unusable_proxy() -> DownloadError:
+    """What to say of a proxy that isn't spoken to over HTTP. Not its address, which may hold a
+    password."""
+    return DownloadError(
+        "A proxy that the environment names is none of HTTP, but of SOCKS or another kind.",
+        "Set HTTPS_PROXY to an HTTP proxy, or unset it and ALL_PROXY",
     )
 
 
