@@ -75,7 +75,7 @@ def _decide(options: Options, group: Sequence[Candidate], verdict: Verdict) -> O
     if not isinstance(decision, Decision):
         return None
     stays = options.request.quant is not None
-    slow = decision.verdict is Verdict.BELOW_AIM and verdict is not Verdict.BELOW_AIM
+    slow = decision.verdict not in (Verdict.KEEPS_AIMS, verdict)
     return None if slow and not stays else decision.option
 
 
@@ -92,7 +92,7 @@ def _changes(
         s for s in siblings if s and s[0].model == chosen.candidate.model
     )
     prefix = "" if own else f"{chosen.candidate.model} "
-    if decision.is_sibling and decision.wanted is not None:
+    if not own and decision.wanted is not None:
         yield from _wanted_anyway(request, decision.wanted, candidates)
     for preference in PREFERENCES:
         if preference != request.prefer:

@@ -9,23 +9,21 @@ from typing import NamedTuple
 
 from localmistral.fit.compute import Role
 from localmistral.fit.placement import count_layers
-from localmistral.fit.pricing import Mode, Price, Pricer, Segment, Space
-
-
-class Link(NamedTuple):
-    """One more segment after `before`."""
-
-    before: "Link | None"
-    segment: Segment
+from localmistral.fit.pricing import Mode, Pricer, Space
 
 
 class Chain(NamedTuple):
-    """The best known way to a place: femtoseconds, fill of the fullest card, bytes of RAM."""
+    """The best known way to a place: femtoseconds, fill of the fullest card, and the last segment:
+    layers [start, stop) on `card`, with `taken` layers of each class of experts in RAM. `before` is
+    the chain before it, None where all layers so far are on the CPU, and no card has any."""
 
     cost: int
     fill: float
-    ram: int
-    link: Link | None
+    before: "Chain | None" = None
+    card: int = -1
+    start: int = 0
+    stop: int = 0
+    taken: tuple[int, ...] = ()
 
     def is_better_than(self, other: "Chain | None") -> bool:
         return other is None or (self.cost, self.fill) < (other.cost, other.fill)
@@ -36,7 +34,7 @@ def _cost_of_start(space: Space, mode: Mode, start: int) -> Chain:
     ram = space.dense[start] + space.experts[start]
     hop = space.hop if start else 0
     cost = space.on_cpu[start] + hop + mode.ram_weight * ram
-    return Chain(cost=cost, fill=0.0, ram=ram, link=None)
+    return Chain(cost=cost, fill=0.0)
 
 
 def best_chain(pricer: Pricer, starts: Sequence[int], *, is_single: bool) -> Chain | None:
@@ -45,15 +43,18 @@ def best_chain(pricer: Pricer, starts: Sequence[int], *, is_single: bool) -> Cha
     begun = {start: _cost_of_start(space, pricer.mode, start) for start in starts}
     running: dict[int, Chain] = {}
     best: Chain | None = None
-    for card in range(len(space.machine.gpus)):
+    final = len(space.machine.gpus) - 1
+    for card in range(final + 1):
         extended = dict(running)
+        goes_on = card < final and not is_single
         for start, chain in begun.items():
             best = _finish(pricer, chain, card, "only", start, best)
-            if not is_single:
+            if goes_on:
                 _extend(pricer, chain, card, "first", start, extended)
         for start, chain in running.items():
             best = _finish(pricer, chain, card, "last", start, best)
-            _extend(pricer, chain, card, "middle", start, extended)
+            if goes_on:
+                _extend(pricer, chain, card, "middle", start, extended)
         running = extended
     return best
 
@@ -70,16 +71,17 @@ def _extend(
     pricer: Pricer, chain: Chain, card: int, role: Role, start: int, found: dict[int, Chain]
 ) -> None:
     """Every run of layers from `start` on that fits the card."""
-    hop = pricer.space.hop if chain.link is not None else 0
-    for stop in range(start + 1, pricer.space.layer_count + 1):
-        price = pricer.price(card, role, start, stop)
-        if price is None:
-            break  # a longer run needs more room still
-        known, cost = found.get(stop), chain.cost + price.cost + hop
-        if known is None or cost <= known.cost:
-            longer = _join(chain, card, start, stop, price, cost)
-            if longer.is_better_than(known):
-                found[stop] = longer
+    cost_before, fill_before = chain.cost + _cost_of_hop(pricer.space, chain), chain.fill
+    for stop, price in enumerate(pricer.row(card, role, start), start + 1):
+        cost, fill = cost_before + price.cost, max(fill_before, price.fill)
+        known = found.get(stop)
+        if known is None or cost < known.cost or (cost == known.cost and fill < known.fill):
+            found[stop] = Chain(cost, fill, chain, card, start, stop, price.taken)
+
+
+def _cost_of_hop(space: Space, chain: Chain) -> int:
+    """Of going on to another card; the first one's is among the costs of the start."""
+    return space.hop if chain.before is not None else 0
 
 
 def _append(
@@ -88,17 +90,8 @@ def _append(
     price = pricer.price(card, role, start, stop)
     if price is None:
         return None
-    hop = pricer.space.hop if chain.link is not None else 0
-    return _join(chain, card, start, stop, price, chain.cost + price.cost + hop)
-
-
-def _join(chain: Chain, card: int, start: int, stop: int, price: Price, cost: int) -> Chain:
-    return Chain(
-        cost,
-        max(chain.fill, price.fill),
-        chain.ram + price.ram,
-        Link(chain.link, Segment(card, start, stop, price.taken)),
-    )
+    cost = chain.cost + price.cost + _cost_of_hop(pricer.space, chain)
+    return Chain(cost, max(chain.fill, price.fill), chain, card, start, stop, price.taken)
 
 
 def chain_by_shares(

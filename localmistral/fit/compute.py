@@ -14,11 +14,11 @@ All figures are those of a dry load: the real one has its norms on the device of
 cards after the first receive one copy of the residual stream less.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-from localmistral.fit.arena import Tape
+from localmistral.fit.arena import CELLS, TOKENS, Gauge, Tape
 from localmistral.fit.dimensions import Dimensions, read_dimensions
 from localmistral.fit.graph import GraphWriter
 from localmistral.fit.kv import pad_cells, row_bytes
@@ -100,10 +100,17 @@ class _Cache:
 
 @lru_cache(maxsize=4096)
 def _replay(dimensions: Dimensions, tokens: int, cache: _Cache, piece: Piece) -> int:
+    present = [(name, size) for name, size in piece.weights if size]
+    names = tuple((name, -number) for number, (name, _) in enumerate(present, 1))
+    gauge = _gauge(dimensions, replace(cache, cells=CELLS), replace(piece, weights=names))
+    return gauge.measure(tokens, cache.cells, tuple(size for _, size in present))
+
+
+@lru_cache(maxsize=1024)
+def _gauge(dimensions: Dimensions, cache: _Cache, piece: Piece) -> Gauge:
     tape = Tape(copies=piece.copies)
-    writer = _make_writer(dimensions, tape, tokens, cache, piece)
-    writer.write(piece.part)
-    return tape.measure()
+    _make_writer(dimensions, tape, TOKENS, cache, piece).write(piece.part)
+    return Gauge(tape.compile())
 
 
 def _make_writer(
@@ -149,8 +156,31 @@ def gpu_compute_bytes(
     `is_whole` is False where layers or experts are in RAM; `offloaded_expert_bytes` is the largest
     tensor of experts that the card computes with though it is in RAM.
     """
+    elements = f16_cell_elements(shape, load, backend)
+    copies = PIPELINE_COPIES if is_pipelined else 1
+    pieces = _possible_pieces(role, is_whole, backend, copies, elements, offloaded_expert_bytes)
+    size = _replay_largest(read_dimensions(shape), count_tokens(load), _Cache.of(load), pieces)
+    return _with_margin(shape, size)
+
+
+@lru_cache(maxsize=4096)
+def _replay_largest(
+    dimensions: Dimensions, tokens: int, cache: _Cache, pieces: tuple[Piece, ...]
+) -> int:
+    return max(_replay(dimensions, tokens, cache, piece) for piece in pieces)
+
+
+@lru_cache(maxsize=256)
+def _possible_pieces(
+    role: Role,
+    is_whole: bool,
+    backend: str,
+    copies: int,
+    elements: int,
+    offloaded_expert_bytes: int,
+) -> tuple[Piece, ...]:
     weights = tuple((name, offloaded_expert_bytes) for name in _EXPERT_NAMES)
-    pieces = [
+    return tuple(
         Piece(
             part=Part(
                 entry=entry,
@@ -159,14 +189,13 @@ def gpu_compute_bytes(
                 dense=min(LAYERS_OF_A_KIND, len(experts)),
                 experts=experts,
             ),
-            copies=PIPELINE_COPIES if is_pipelined else 1,
-            f16_cell_elements=f16_cell_elements(shape, load, backend),
+            copies=copies,
+            f16_cell_elements=elements,
             weights=weights if offloaded_expert_bytes else (),
         )
         for entry in _possible_entries(role, is_whole)
         for experts in _possible_experts(role, is_whole, backend)
-    ]
-    return max(card_bytes(shape, load, piece) for piece in pieces)
+    )
 
 
 _EXPERT_NAMES = ("ffn_gate_up_exps", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
@@ -248,14 +277,29 @@ def _replay_host(
     has_layers: bool,
     has_experts: bool,
 ) -> int:
+    gauge = _gauge_host(
+        dimensions, replace(cache, cells=CELLS), copies, card_count, has_layers, has_experts
+    )
+    # how the CPU's pieces end is not followed to the last tensor
+    slack = 4 * dimensions.hidden * tokens if has_layers or has_experts else 0
+    return gauge.measure(tokens, cache.cells) + slack
+
+
+@lru_cache(maxsize=256)
+def _gauge_host(
+    dimensions: Dimensions,
+    cache: _Cache,
+    copies: int,
+    card_count: int,
+    has_layers: bool,
+    has_experts: bool,
+) -> Gauge:
     tape = Tape(copies=copies)
     is_all = card_count == 0
     piece = Piece(part=Part(entry="embedding", has_last_layer=is_all, has_output=is_all))
-    writer = _make_writer(dimensions, tape, tokens, cache, piece)
+    writer = _make_writer(dimensions, tape, TOKENS, cache, piece)
     writer.write_host(card_count=card_count, has_layers=has_layers, has_experts=has_experts)
-    # how the CPU's pieces end is not followed to the last tensor
-    slack = 4 * dimensions.hidden * tokens if has_layers or has_experts else 0
-    return tape.measure() + slack
+    return Gauge(tape.compile())
 
 
 def is_pipelined(shape: ModelShape, machine: Machine, placement: Placement) -> bool:

@@ -7,6 +7,7 @@ files have a handful. Exact for one and two classes of experts, near it for more
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import mul
 
 
@@ -31,7 +32,7 @@ def classify(expert_bytes: Sequence[int]) -> ExpertClasses:
 
 
 def cover(
-    sizes: Sequence[int], costs: Sequence[int], counts: Sequence[int], needed: int
+    sizes: tuple[int, ...], costs: Sequence[int], counts: tuple[int, ...], needed: int
 ) -> tuple[int, tuple[int, ...]] | None:
     """Cost and number of layers taken of each class to free `needed` bytes; None if all are less.
 
@@ -42,15 +43,15 @@ def cover(
     if len(sizes) == 1:
         taken = -(-needed // sizes[0])
         return (taken * costs[0], (taken,)) if taken <= counts[0] else None
-    fewest = _take_largest(sizes, counts, needed, extra=0)
+    fewest = _take_fewest(sizes, counts, needed, extra=0)
     if fewest is None:
         return None
-    best = _price(costs, _shrink(sizes, counts, fewest, needed))
+    best = _price(costs, fewest)
     slack = _sum_products(sizes, best[1]) - needed
     if slack * _rate(sizes, costs) <= costs[-1] - sizes[-1] * _rate(sizes, costs):
         return best  # one layer more costs more than all the bytes it could spare
-    more = _take_largest(sizes, counts, needed, extra=1)
-    return best if more is None else min(best, _price(costs, _shrink(sizes, counts, more, needed)))
+    more = _take_fewest(sizes, counts, needed, extra=1)
+    return best if more is None else min(best, _price(costs, more))
 
 
 def _rate(sizes: Sequence[int], costs: Sequence[int]) -> float:
@@ -64,6 +65,16 @@ def _price(costs: Sequence[int], taken: tuple[int, ...]) -> tuple[int, tuple[int
 
 def _sum_products(values: Sequence[int], counts: Sequence[int]) -> int:
     return sum(map(mul, values, counts))
+
+
+@lru_cache(maxsize=1 << 16)
+def _take_fewest(
+    sizes: tuple[int, ...], counts: tuple[int, ...], needed: int, *, extra: int
+) -> tuple[int, ...] | None:
+    """The fewest layers that free `needed` bytes, and `extra` more, as small ones as that allows;
+    None if there aren't any. Kept, since runs of layers alike ask the same many times."""
+    taken = _take_largest(sizes, counts, needed, extra=extra)
+    return None if taken is None else _shrink(sizes, counts, taken, needed)
 
 
 def _take_largest(

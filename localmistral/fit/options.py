@@ -14,7 +14,14 @@ from localmistral.fit.knobs import choose_batches, limit_placement, list_context
 from localmistral.fit.machine import Machine
 from localmistral.fit.memory import measure
 from localmistral.fit.placement import Placement
-from localmistral.fit.plan import Candidate, DeviceMemory, Load, PlanRequest, Prediction
+from localmistral.fit.plan import (
+    CACHED_SEQUENCES,
+    Candidate,
+    DeviceMemory,
+    Load,
+    PlanRequest,
+    Prediction,
+)
 from localmistral.fit.pricing import Space, build_space
 from localmistral.fit.quality import QuantQuality, judge_quant
 from localmistral.fit.search import find_placement
@@ -116,6 +123,7 @@ class Options:
             self._kept.append(candidate)  # an id is one object's only while that lives
             load = Load(
                 cells=context * self.request.parallel,
+                sequences=self.request.parallel + CACHED_SEQUENCES,
                 kv_type=kv_type,
                 batch=batch,
                 ubatch=ubatch,
@@ -196,7 +204,13 @@ class Options:
             self._kept.append(candidate)
             batch = max(ubatch, choose_batches(self.request)[0])
             cells = context * self.request.parallel
-            load = Load(cells=cells, kv_type=kv_type, batch=batch, ubatch=ubatch)
+            load = Load(
+                cells=cells,
+                sequences=self.request.parallel + CACHED_SEQUENCES,
+                kv_type=kv_type,
+                batch=batch,
+                ubatch=ubatch,
+            )
             self._spaces[key] = self.space(candidate, context, load)
         return self._spaces[key]
 

@@ -6,7 +6,7 @@ from prefix sums made once per search, since a search prices thousands of segmen
 kept as whole femtoseconds, so that equal placements compare equal. Chooses no placement.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
@@ -25,22 +25,12 @@ from localmistral.models.shape import ModelShape
 FEMTOSECONDS = 1e15
 
 
-class Segment(NamedTuple):
-    """Layers [start, stop) on a card; `taken` counts the layers of each class of experts that go
-    to RAM."""
-
-    card: int
-    start: int
-    stop: int
-    taken: tuple[int, ...]
-
-
 class Price(NamedTuple):
-    """Of a segment: time (and weighted RAM) in femtoseconds, share of the card, bytes of RAM."""
+    """Of a segment: time (and weighted RAM) in femtoseconds, share of the card, and how many layers
+    of each class of experts go to RAM."""
 
     cost: int
     fill: float
-    ram: int
     taken: tuple[int, ...]
 
 
@@ -71,6 +61,9 @@ class Space:
     hop: int
     budgets: tuple[int, ...]
     twin: tuple[int, ...]
+    _measured: dict[Placement, tuple[DeviceMemory, ...]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def layer_count(self) -> int:
@@ -78,9 +71,11 @@ class Space:
 
     def measure(self, placement: Placement) -> tuple[DeviceMemory, ...]:
         """Bytes by device of a placement, the CPU last: the last word on what fits."""
-        return measure(
-            self.shape, self.machine, placement, self.load, mmproj_bytes=self.mmproj_bytes
-        )
+        if placement not in self._measured:  # a search asks about most of its answers thrice
+            self._measured[placement] = measure(
+                self.shape, self.machine, placement, self.load, mmproj_bytes=self.mmproj_bytes
+            )
+        return self._measured[placement]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +148,12 @@ class Pricer:
     space: Space
     mode: Mode
     _known: dict[tuple[int, Role, int, int], Price | None] = field(default_factory=dict)
+    _rows: dict[tuple[int, Role, int], list[Price]] = field(default_factory=dict)
     _rooms: dict[tuple[int, Role], int] = field(default_factory=dict)
     _counts: tuple[tuple[int, ...], ...] = ()
+    _moves: dict[tuple[int, int, tuple[int, ...]], tuple[int, int, tuple[int, ...]] | None] = field(
+        default_factory=dict
+    )
     _class_costs: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _forced: tuple[int, ...] = ()
 
@@ -176,6 +175,34 @@ class Pricer:
             self._known[key] = self._compute(card, role, start, stop)
         return self._known[key]
 
+    def row(self, card: int, role: Role, start: int) -> list[Price]:
+        """Of the runs of layers from `start` without the output, the shortest first: as many as
+        fit, since a longer run needs more room still."""
+        key = (self.space.twin[card], role, start)
+        if key not in self._rows:
+            self._rows[key] = list(self._price_runs(card, role, start))
+        return self._rows[key]
+
+    def _price_runs(self, card: int, role: Role, start: int) -> Iterator[Price]:
+        space, weight, budget = self.space, self.mode.ram_weight, self.space.budgets[card]
+        dense, experts, resident = space.dense, space.experts, space.resident[card]
+        is_forced = self.mode.forced is not None
+        whole_room = self.room(card, role) + dense[start]
+        for stop in range(start + 1, space.layer_count + 1):
+            room = whole_room - dense[stop]
+            if room < 0:
+                return
+            inside = experts[stop] - experts[start]
+            moved: tuple[int, int, tuple[int, ...]] | None = (0, 0, ())
+            if is_forced or inside > room:
+                moved = self._move(card, start, stop, inside - room)
+            if moved is None:
+                return
+            extra, ram, taken = moved
+            time = resident[stop] - resident[start] + extra
+            fill = (budget - room + inside - ram) / budget
+            yield Price(time + weight * ram, fill, taken)
+
     def _compute(self, card: int, role: Role, start: int, stop: int) -> Price | None:
         space = self.space
         room = self.room(card, role) - (space.dense[stop] - space.dense[start])
@@ -193,7 +220,6 @@ class Pricer:
         return Price(
             cost=time + (space.output[card] if has_output else 0) + self.mode.ram_weight * ram,
             fill=(budget - room + experts - ram) / budget,
-            ram=ram,
             taken=taken,
         )
 
@@ -214,12 +240,20 @@ class Pricer:
         """Time, bytes and classes of the experts that go to RAM to free `needed` bytes."""
         if self.mode.forced is not None:
             return self._move_forced(card, start, stop, needed)
-        sizes = self.mode.classes.sizes
         if needed <= 0:
             return 0, 0, ()
-        if not sizes:
+        if not self.mode.classes.sizes:
             return None
-        counts = [sums[stop] - sums[start] for sums in self._counts]
+        counts = tuple([sums[stop] - sums[start] for sums in self._counts])
+        key = (card, needed, counts)
+        if key not in self._moves:  # runs of layers alike ask the same
+            self._moves[key] = self._cover(card, counts, needed)
+        return self._moves[key]
+
+    def _cover(
+        self, card: int, counts: tuple[int, ...], needed: int
+    ) -> tuple[int, int, tuple[int, ...]] | None:
+        sizes = self.mode.classes.sizes
         found = cover(sizes, self._costs_of_classes(card), counts, needed)
         if found is None:
             return None

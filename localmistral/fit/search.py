@@ -10,13 +10,13 @@ Knows no quant, no context and no wishes but fixed values.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from localmistral.fit.bounds import least_spilled_seconds
+from localmistral.fit.bounds import least_spilled_seconds, needed_bytes, room_on_cards
 from localmistral.fit.chains import Chain, best_chain, chain_by_shares, role_of
 from localmistral.fit.compute import Role
 from localmistral.fit.covering import ExpertClasses, classify
 from localmistral.fit.memory import is_pipelined
 from localmistral.fit.placement import Placement
-from localmistral.fit.pricing import Mode, Pricer, Segment, Space, estimate_compute
+from localmistral.fit.pricing import Mode, Pricer, Space, estimate_compute
 from localmistral.fit.speed import decode_seconds
 
 NO_CLASSES = ExpertClasses(sizes=(), of_layer=())
@@ -81,7 +81,8 @@ def fits(space: Space, placement: Placement) -> bool:
 
 def _whole(space: Space, limits: Limits) -> list[Placement]:
     """Everything on cards, unless the user keeps experts in RAM."""
-    if limits.cpu_expert_layers:
+    is_too_much = needed_bytes(space) > sum(room_on_cards(space))
+    if limits.cpu_expert_layers or is_too_much:
         return []
     mode = Mode(is_whole=True, is_pipelined=_can_pipeline(space), classes=NO_CLASSES)
     return _settle(space, limits, mode, (0,))
@@ -195,12 +196,10 @@ def _best_placement(
 def _to_placement(space: Space, mode: Mode, chain: Chain, limits: Limits) -> Placement:
     counts = [0] * len(space.machine.gpus)
     in_ram: list[int] = []
-    link = chain.link
-    last = link.segment.card if link else 0
-    while link is not None:
-        segment = link.segment
-        counts[segment.card] = segment.stop - segment.start + (segment.card == last)
-        in_ram += _choose_layers(mode.classes, segment)
+    last, link = chain.card, chain
+    while link.before is not None:
+        counts[link.card] = link.stop - link.start + (link.card == last)
+        in_ram += _choose_layers(mode.classes, link)
         link = link.before
     single = sum(1 for count in counts if count) == 1
     return Placement(
@@ -213,8 +212,8 @@ def _to_placement(space: Space, mode: Mode, chain: Chain, limits: Limits) -> Pla
     )
 
 
-def _choose_layers(classes: ExpertClasses, segment: Segment) -> Iterator[int]:
-    """The first layers of each class, as many as are to go to RAM."""
-    for number, taken in enumerate(segment.taken):
-        members = [n for n in range(segment.start, segment.stop) if classes.of_layer[n] == number]
+def _choose_layers(classes: ExpertClasses, link: Chain) -> Iterator[int]:
+    """The first layers of each class in a chain's last segment, as many as are to go to RAM."""
+    for number, taken in enumerate(link.taken):
+        members = [n for n in range(link.start, link.stop) if classes.of_layer[n] == number]
         yield from members[:taken]
