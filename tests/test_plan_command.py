@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
 from make_header_gguf import build_files, write_files
 
 from localmistral.cli import main
@@ -71,8 +70,8 @@ def _nothing_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))  # read at import
-    for name in ("HF_HUB_CACHE", "LOCALMISTRAL_MODELS", "LOCALMISTRAL_RPC", "COLUMNS"):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("LOCALMISTRAL_MODELS", "LOCALMISTRAL_RPC", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
 
 

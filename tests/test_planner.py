@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 from plan_samples import candidates, card, machine, siblings
 
-from localmistral.errors import LocalMistralError, UsageError
+from localmistral.errors import LocalMistralError, PlanError, UsageError
 from localmistral.fit.machine import GIB, Machine
 from localmistral.fit.plan import Plan, PlanRequest
 from localmistral.fit.planner import plan
@@ -338,7 +338,7 @@ def test_a_sibling_is_named_with_the_reason() -> None:
     slow = plan_named("8 GiB card, 64 GiB DDR4")
     assert re.search(r"instead of mistral-small-4, which would fit but write only", slow.reasons[0])
     small = plan_named("8 GiB card, 16 GiB")
-    assert re.search(r"instead of mistral-small-4, whose smallest quant", small.reasons[0])
+    assert re.search(r"4: its smallest quant above 2 bits, UD-IQ3_XXS, has", small.reasons[0])
 
 
 def test_a_model_below_the_aim_says_so_with_both_figures() -> None:
@@ -432,11 +432,13 @@ def test_a_short_model_has_its_own_limit_for_an_aim() -> None:
     assert any("all that the model is meant for" in reason for reason in made.reasons)
 
 
-def test_speeds_at_a_great_depth_have_a_context_to_be_had_in() -> None:
-    made = fixed(depth=100_000)
-    assert made.context >= 100_000
-    assert made.predicted.depth == 100_000
-    assert fixed(depth=100_000, context=8192).predicted.depth == 8192
+@pytest.mark.parametrize("depth", [0, 100_000, 300_000])
+def test_the_depth_of_the_prediction_changes_no_context(depth: int) -> None:
+    made = fixed(depth=depth)
+    assert made.context == fixed().context == 32_768
+    assert made.predicted.depth == min(depth, 32_768)
+    said = f"(all there are; {depth:,} were asked for)" in " ".join(made.reasons)
+    assert said == (depth > made.context)
 
 
 def test_layers_and_shares_are_cut_as_llama_cpp_cuts_them() -> None:
@@ -484,6 +486,7 @@ def test_what_makes_no_sense_for_the_model_or_machine_is_refused(
         {"ubatch": -1},
         {"min_speed": float("nan")},
         {"kv_type": "q8_0", "flash_attention": False},
+        {"split_mode": "none", "tensor_split": (1.0, 1.0)},
     ],
 )
 def test_what_makes_no_sense_at_all_is_a_usage_error(values: dict[str, object]) -> None:
@@ -554,13 +557,15 @@ def test_an_explicit_request_that_cannot_fit_says_by_how_much_where_and_what_hel
     where: Machine, wanted: str, values: dict[str, object], device: str, change: str
 ) -> None:
     request = PlanRequest(**values)  # type: ignore[arg-type]
-    with pytest.raises(LocalMistralError) as caught:
+    with pytest.raises(PlanError) as caught:
         plan(candidates(wanted), where, request, siblings=siblings())
     message, hint = caught.value.message, caught.value.hint
-    assert re.search(rf"{device}.* needs [\d.]+ GiB and may use [\d.]+ GiB, [\d,]+ bytes", message)
-    found = re.fullmatch(rf"It fits with --({change}) (\S+)", hint)
-    assert found, hint
-    plan(candidates(wanted), where, retype(request, found[1], found[2]))
+    too_little = r"too little by [\d.]+ [MG]iB \([\d,]+ bytes\)"
+    assert re.search(rf"{device}.* needs [\d.]+ GiB and may use [\d.]+ GiB, {too_little}", message)
+    ((option, value),) = caught.value.change
+    assert re.fullmatch(rf"--({change})", option)
+    assert value and hint == f"It fits with {option} {value}"
+    plan(candidates(wanted), where, retype(request, option.removeprefix("--"), value))
 
 
 def retype(request: PlanRequest, option: str, value: str) -> PlanRequest:
@@ -597,11 +602,12 @@ def test_a_fixed_context_that_any_model_could_have_may_lead_to_a_sibling() -> No
 def test_a_fixed_context_that_is_at_fault_keeps_the_model() -> None:
     made = plan(
         candidates(SMALL),
-        machine(card("4060 Ti"), ram=32, bandwidth=DDR5),
-        PlanRequest(context=262_144, kv_type="f16"),
+        machine(card("4090"), bandwidth=DDR5),
+        PlanRequest(context=262_144, kv_type="f32", min_speed=30),
         siblings=siblings(),
     )
     assert made.model == SMALL
+    assert made.predicted.decode_tokens_per_second < 30
 
 
 def test_quants_are_named_as_loosely_as_elsewhere() -> None:

@@ -7,7 +7,7 @@ or the machine raise. Chooses nothing.
 import math
 from collections.abc import Sequence
 
-from localmistral.errors import LocalMistralError, UsageError
+from localmistral.errors import PlanError, UsageError
 from localmistral.fit.machine import Machine
 from localmistral.fit.plan import (
     CONTEXT_AIM,
@@ -20,7 +20,6 @@ from localmistral.fit.plan import (
 )
 from localmistral.fit.search import Limits
 from localmistral.models.shape import ModelShape
-from localmistral.units import format_tokens
 
 CONTEXT_STEP = 4096
 """How far the context steps down from its aim at a time."""
@@ -66,6 +65,11 @@ def check_request(request: PlanRequest) -> None:
             f"A cache of {request.kv_type} needs flash attention, which is switched off.",
             "Use --kv-type f16, or leave flash attention on.",
         )
+    if request.split_mode == "none" and sum(share > 0 for share in request.tensor_split or ()) > 1:
+        raise UsageError(
+            "--split-mode none takes one card, and --tensor-split gives layers to several.",
+            "Leave one of them out.",
+        )
     if not math.isfinite(request.min_speed) or request.min_speed < 0 or request.depth < 0:
         raise UsageError(
             f"--min-speed is {request.min_speed:g} and --depth {request.depth}, neither may be "
@@ -92,8 +96,8 @@ def largest_context(candidate: Candidate) -> int:
 def list_contexts(request: PlanRequest, candidate: Candidate) -> tuple[int, ...]:
     """The contexts to choose from, the preferred one first; one where it is fixed.
 
-    The aim is 32k, more where speeds are asked for at a greater depth; at the least what
-    `--min-context` says. LocalMistralError for more than the model can have.
+    The aim is 32k, at the least what `--min-context` says. LocalMistralError for more than the
+    model can have.
     """
     most = largest_context(candidate)
     if request.context is not None:
@@ -102,16 +106,17 @@ def list_contexts(request: PlanRequest, candidate: Candidate) -> tuple[int, ...]
     if request.has_min_context:
         _check_length("--min-context", request.min_context, candidate)
     floor = min(most, round_context(request.min_context))
-    aim = min(most, max(CONTEXT_AIM, floor, round_context(request.depth)))
+    aim = min(most, max(CONTEXT_AIM, floor))
     return (*range(aim, floor, -CONTEXT_STEP), floor)
 
 
 def _check_length(option: str, tokens: int, candidate: Candidate) -> None:
     if tokens > candidate.context_limit:
-        raise LocalMistralError(
+        raise PlanError(
             f"{option} asks for {tokens:,} tokens, {candidate.model} holds at most "
             f"{candidate.context_limit:,}.",
-            f"Use {option} {format_tokens(largest_context(candidate))} or less.",
+            f"Leave out {option} for a context that fits",
+            change=((option, None),),
         )
 
 
@@ -121,10 +126,11 @@ def list_kv_types(request: PlanRequest, shape: ModelShape) -> tuple[str, ...]:
     divides = all(length % _KV_BLOCK == 0 for length in lengths)
     if request.kv_type is not None:
         if _is_quantised(request.kv_type) and not divides:
-            raise LocalMistralError(
+            raise PlanError(
                 f"A cache of {request.kv_type} needs heads of whole blocks of {_KV_BLOCK}, this "
                 f"model's have {lengths[0]} and {lengths[1]} elements.",
-                "Use --kv-type f16.",
+                "Leave out --kv-type for f16",
+                change=(("--kv-type", None),),
             )
         return (request.kv_type,)
     if request.flash_attention is False or not divides:
@@ -152,9 +158,11 @@ def _limit_gpu_layers(layers: int | None, shape: ModelShape, machine: Machine) -
     """As llama.cpp: negative or too many are all of them, and the output counts as one."""
     if not machine.gpus:
         if layers is not None and layers > 0:
-            raise LocalMistralError(
-                f"--gpu-layers {layers} needs a card, and there is none that can be used.",
-                "See: localmistral hardware",
+            raise PlanError(
+                f"--gpu-layers {layers} needs a card, and there is none that can be used (see "
+                "localmistral hardware).",
+                "Leave out --gpu-layers",
+                change=(("--gpu-layers", None),),
             )
         return 0
     if layers is None:
@@ -175,10 +183,11 @@ def _pad_shares(shares: Sequence[float] | None, machine: Machine) -> tuple[float
             "Give one share a card, such as --tensor-split 1,1",
         )
     if len(shares) > cards:
-        raise LocalMistralError(
+        raise PlanError(
             f"--tensor-split has {len(shares)} shares, there {'is' if cards == 1 else 'are'} "
-            f"{cards} card{'' if cards == 1 else 's'}.",
-            "Give one share a card, in the order of: localmistral hardware",
+            f"{cards} card{'' if cards == 1 else 's'} to share among (see localmistral hardware).",
+            "Leave out --tensor-split for the best shares",
+            change=(("--tensor-split", None),),
         )
     return (*shares, *(0.0,) * (cards - len(shares)))
 
@@ -187,17 +196,19 @@ def _check_expert_layers(layers: Sequence[int] | None, shape: ModelShape) -> tup
     if layers is None:
         return None
     if layers and not any(shape.expert_bytes):
-        raise LocalMistralError(
+        raise PlanError(
             f"--cpu-experts is for mixtures of experts, and this model ({shape.architecture}) has "
             "no routed experts.",
-            "Use --gpu-layers to keep layers in RAM.",
+            "Leave out --cpu-experts (--gpu-layers keeps layers in RAM)",
+            change=(("--cpu-experts", None),),
         )
     beyond = [layer for layer in layers if not 0 <= layer < shape.layer_count]
     if beyond:
-        raise LocalMistralError(
+        raise PlanError(
             f"--cpu-experts names layer {beyond[0]}, the model has layers 0 to "
             f"{shape.layer_count - 1}.",
-            f"Use --cpu-experts 0-{shape.layer_count - 1} for all of them.",
+            "Leave out --cpu-experts for the best layers",
+            change=(("--cpu-experts", None),),
         )
     return tuple(sorted(set(layers)))
 
@@ -206,14 +217,18 @@ def _check_split_mode(mode: str | None, shape: ModelShape, machine: Machine) -> 
     if mode != "tensor":
         return mode
     if any(shape.expert_bytes) or shape.architecture not in TENSOR_ARCHITECTURES:
-        raise LocalMistralError(
+        raise PlanError(
             f"--split-mode tensor is for dense models ({', '.join(TENSOR_ARCHITECTURES)}), this "
             f"one is {shape.architecture}.",
-            "Use --split-mode layer.",
+            "Leave out --split-mode for the best one",
+            change=(("--split-mode", None),),
         )
     if len(machine.gpus) < 2:
-        raise LocalMistralError(
-            f"--split-mode tensor needs at least 2 cards, there are {len(machine.gpus)}.",
-            "Use --split-mode layer.",
+        cards = len(machine.gpus)
+        raise PlanError(
+            f"--split-mode tensor needs at least 2 cards, there {'is' if cards == 1 else 'are'} "
+            f"{cards}.",
+            "Leave out --split-mode",
+            change=(("--split-mode", None),),
         )
     return mode

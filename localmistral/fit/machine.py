@@ -83,8 +83,8 @@ class Cpu:
 class Machine:
     """Everything a plan needs to know; `gpus` in the order of tensor_split.
 
-    `has_peer_access`: every card reads every other one's memory directly. `can_use_gpus` is False
-    where this llama.cpp has no backend for the cards that were found. `is_real`: probed, not typed.
+    `has_peer_access`: every card reads every other one's memory directly. `is_real`: probed, not
+    typed. `notes` are sentences about what was taken for granted or can't be used.
     """
 
     gpus: tuple[Gpu, ...]

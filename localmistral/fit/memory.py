@@ -128,8 +128,28 @@ def _compute_per_device(
     for card in used:
         place = card if card in layers.used else layers.used[0]
         piece = _describe_piece(shape, machine.gpus[card], load, layers, place)
-        found[card] = card_bytes(shape, load, replace(piece, copies=copies))
+        piece = replace(piece, copies=copies)
+        found[card] = max(card_bytes(shape, load, piece), _least_with_experts(shape, load, piece))
     return found
+
+
+def _least_with_experts(shape: ModelShape, load: Load, piece: Piece) -> int:
+    """At least what the piece takes if the CPU computes the experts in RAM, as it does for short
+    batches, and beside that the largest tensor of them where this card copies them.
+
+    The replay lets the copy share memory that nothing else needs at that moment; whether every
+    backend gets to do so isn't known, and some percent are a small price for a safe bound.
+    """
+    largest = max((size for name, size in piece.weights if "exps" in name), default=0)
+    experts: tuple[Experts, ...] = tuple(
+        "here" if place == "here" else "host" for place in piece.part.experts
+    )
+    if not largest and experts == piece.part.experts:
+        return 0
+    if "host" in experts:
+        experts = (*experts, "here")  # the worst order: which layers are in RAM shall not matter
+    plain = replace(piece, part=replace(piece.part, experts=experts, has_guests=False), weights=())
+    return card_bytes(shape, load, plain) + largest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,9 @@ CPU = -1
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """`tensor_split` has one integer a card, its layers (the output counts as one), summing to
-    `gpu_layers`; a card left out has 0. `cpu_expert_layers` are ascending layer numbers whose routed experts
-    (all of them) stay in RAM though the layer itself is on a card. `split_mode` is none, layer or
-    tensor."""
+    `gpu_layers`; a card left out has 0. `cpu_expert_layers` are ascending layer numbers whose
+    routed experts (all of them) stay in RAM though the layer itself is on a card. `split_mode` is
+    none, layer or tensor."""
 
     gpu_layers: int
     tensor_split: tuple[int, ...]

@@ -1,10 +1,9 @@
 """The plan: what is loaded, where each part goes, how fast it will be, and why.
 
-Plain values and their JSON. Knows no machine, and decides nothing.
+Plain values. Knows no machine, and decides nothing.
 """
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from localmistral.fit.placement import Placement
 from localmistral.models.shape import ModelShape
@@ -36,7 +35,8 @@ class Candidate:
 
     `files` are the model's (without the image encoder's); `is_estimated` says that the shape was
     worked out from the catalogue and not read from a file; `is_local` that nothing needs a
-    download. `context_limit` is the model's real limit in tokens. `repository` and `revision` are None for files placed by hand.
+    download. `context_limit` is the model's real limit in tokens. `repository` and `revision` are
+    None for files placed by hand.
     """
 
     model: str
@@ -62,7 +62,8 @@ class PlanRequest:
 
     `context` is tokens per stream and `parallel` the streams: the plan reserves their product.
     `tensor_split` are shares as typed. `min_speed` in tokens per second of decode at `depth` filled
-    tokens; `has_min_speed` and `has_min_context` say that the user set them, so that missing them is an error.
+    tokens, as far as the context goes; `has_min_speed` and `has_min_context` say that the user set
+    them, so that missing them is an error.
     """
 
     context: int | None = None

@@ -46,9 +46,10 @@ def plan(
     decision = decide(options, wanted, siblings)
     if isinstance(decision, Failure):
         if decision.fastest is None:
-            raise refuse_size(options, wanted, candidates)
+            raise refuse_size(options, wanted, candidates, siblings)
         raise refuse_speed(request, wanted[0].model, decision.fastest)
-    return _compose(options, decision, candidates, siblings)
+    shown = siblings if request.quant is None else ()
+    return _compose(options, decision, candidates, shown)
 
 
 def _find_quant(candidates: Sequence[Candidate], asked: str | None) -> str | None:

@@ -78,6 +78,11 @@ class QuantQuality:
     is_broken: bool
     expected_loss: float
 
+    @property
+    def is_last_resort(self) -> bool:
+        """Whether a smaller model in a sound quant serves better: 1 and 2 bits."""
+        return self.class_rank <= TWO_BIT_RANK
+
 
 def judge_quant(name: str, bits_per_weight: float) -> QuantQuality:
     """The quality of a quantisation called `name` (`UD-Q4_K_XL`) whose file has so many bits per

@@ -41,24 +41,30 @@ def _explain_model(
     options: Options, decision: Decision, candidates: Sequence[Candidate]
 ) -> Iterator[str]:
     model, speed = candidates[0].model, options.request.min_speed
-    chosen = decision.option.candidate.model
-    if decision.verdict is Verdict.SIBLING and decision.wanted is not None:
-        wanted = decision.wanted
+    chosen, wanted = decision.option.candidate.model, decision.wanted
+    if chosen != model and wanted is not None:
         yield (
             f"{chosen} is proposed instead of {model}, which would fit but write only "
             f"{wanted.speed:.1f} tokens/s as {wanted.candidate.quant}: the aim is {speed:g}."
         )
-    elif decision.is_sibling:
-        smallest = min(candidates, key=lambda one: one.shape.weight_bytes)
+    elif chosen != model:
+        yield f"{chosen} is proposed instead of {model}: {_explain_absence(candidates)}."
+    if chosen != model and any(judge(one).is_last_resort for one in candidates):
+        yield f"Quants of {model} with 1 or 2 bits would serve worse than a smaller model."
+    if decision.option.speed < speed:
         yield (
-            f"{chosen} is proposed instead of {model}, whose smallest quant {smallest.quant} has "
-            f"{format_bytes(smallest.shape.weight_bytes)} and does not fit this machine."
+            f"{decision.option.speed:.1f} tokens/s is below the aim of {speed:g}, which no sound "
+            "quant of a model that may be chosen reaches on this machine."
         )
-    if decision.verdict in (Verdict.BELOW_AIM, Verdict.SIBLING_BELOW_AIM):
-        yield (
-            f"{decision.option.speed:.1f} tokens/s is below the aim of {speed:g}, which nothing "
-            "that may be chosen reaches on this machine."
-        )
+
+
+def _explain_absence(candidates: Sequence[Candidate]) -> str:
+    """Why no quant of the wanted model is chosen that would be worth having."""
+    sound = [one for one in candidates if not judge(one).is_last_resort] or candidates
+    smallest = min(sound, key=lambda one: one.shape.weight_bytes)
+    size = format_bytes(smallest.shape.weight_bytes)
+    kind = "quant" if len(sound) == len(candidates) else "quant above 2 bits"
+    return f"its smallest {kind}, {smallest.quant}, has {size} and does not fit this machine"
 
 
 def _explain_quant(
@@ -68,12 +74,14 @@ def _explain_quant(
     quant, quality = option.candidate.quant, option.quality
     loss = f"about {quality.expected_loss:.1%} above BF16 in perplexity"
     group = [one for one in candidates if one.model == option.candidate.model]
-    if request.quant is not None and not decision.is_sibling:
+    if request.quant is not None and group:
         yield f"{quant} is kept as asked; it is {loss}."
-    elif len(group) == 1 and not decision.is_sibling:
+    elif len(group) == 1:
         yield f"{quant} is the only quant there is to choose from; it is {loss}."
     elif decision.verdict in (Verdict.BELOW_AIM, Verdict.SIBLING_BELOW_AIM):
-        yield f"{quant}, {loss}, is the fastest quant that fits and is not known to break."
+        yield f"{quant}, {loss}, is the fastest of the quants that fit{_unbroken_text(option)}."
+    elif decision.verdict is Verdict.LAST_RESORT:
+        yield f"{quant}, {loss}, is chosen because nothing sounder fits at a speed that will do."
     else:
         yield f"{quant}, {loss}, {_PREFERENCE_TEXTS[request.prefer](option)}."
         yield from _explain_better(options, option, group)
@@ -82,6 +90,10 @@ def _explain_quant(
             f"{quant} has {quality.bits_per_weight:.1f} bits per weight: below about 3.1, long "
             "reasoning sometimes ends without an answer."
         )
+
+
+def _unbroken_text(option: Option) -> str:
+    return "" if option.quality.is_broken else " and are not known to break"
 
 
 def _balanced_text(option: Option) -> str:
@@ -95,7 +107,7 @@ def _balanced_text(option: Option) -> str:
 _PREFERENCE_TEXTS: dict[str, Callable[[Option], str]] = {
     "balanced": _balanced_text,
     "quality": lambda _: "is the largest quant that keeps the least speed",
-    "speed": lambda _: "is the fastest quant that is not known to break",
+    "speed": lambda option: f"is the fastest of the quants that fit{_unbroken_text(option)}",
     "context": lambda _: "is the quant up to 4 bits with the longest context",
 }
 
@@ -158,8 +170,21 @@ def _explain_cache(options: Options, option: Option) -> Iterator[str]:
     plain = sum(kv_bytes_per_layer(shape, PLAIN_KV_TYPE, cells))
     yield (
         f"The cache is {kv_type}: {format_bytes(size)} instead of {format_bytes(plain)} as "
-        f"{PLAIN_KV_TYPE}, which is what makes room for this quant and context at this speed."
+        f"{PLAIN_KV_TYPE}, {_explain_small_cache(options, option)}."
     )
+
+
+def _explain_small_cache(options: Options, option: Option) -> str:
+    """What would be the matter with a plain cache at the same quant and context."""
+    speed = options.request.min_speed
+    plain = options.find(option.candidate, option.context, PLAIN_KV_TYPE, speed)
+    if plain is None:
+        return "with which this quant and context do not fit"
+    if plain.speed < speed <= option.speed:
+        return f"with which it would write {plain.speed:.1f} tokens/s, below the aim of {speed:g}"
+    if option.is_whole and not plain.is_whole:
+        return "with which not all of it would lie on the cards"
+    return f"with which it would write {plain.speed:.1f} tokens/s"
 
 
 def _explain_batch(options: Options, option: Option) -> Iterator[str]:
@@ -187,9 +212,10 @@ def _explain_threads(options: Options, option: Option, threads: int) -> str:
 
 
 def _explain_speed(options: Options, option: Option) -> str:
-    predicted = options.predict(option)
+    predicted, asked = options.predict(option), options.request.depth
+    full = f" (all there are; {asked:,} were asked for)" if asked > predicted.depth else ""
     return (
-        f"With {predicted.depth:,} tokens of context filled, it should write "
+        f"With {predicted.depth:,} tokens of context filled{full}, it should write "
         f"{predicted.decode_tokens_per_second:,.1f} tokens/s and read "
         f"{predicted.prefill_tokens_per_second:,.0f} tokens/s of a prompt."
     )

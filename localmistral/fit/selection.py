@@ -10,8 +10,8 @@ memory, which only adds options and speeds up others, never makes the choice wor
 - context: quality class up to the 4-bit one, then context up to the model's limit, then speed.
 
 Speeds within 5 % of each other count as equal: then the better quant and the larger batch win. The
-cache stays f16 unless q8_0 brings a better class, a longer context, the least speed, or a placement
-that is faster by more than 15 %. Words nothing.
+cache stays f16 unless q8_0 brings a better class, a longer context, or the least speed; to be
+faster is reason enough only where `speed` is preferred. Words nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,9 +24,6 @@ from localmistral.fit.quality import EIGHT_BIT_RANK, FOUR_BIT_RANK, QuantQuality
 
 NEAR = 0.05
 """Speeds closer than this can't be told apart: predictions are not better than that."""
-CACHE_GAIN = 0.15
-"""What a quantised cache must save of a token's time to be worth its loss: more than its own bytes
-do, so that it is taken where it changes the placement."""
 LONG_CONTEXT_STEP = 2048
 """To how many tokens the longest context is found."""
 
@@ -135,17 +132,17 @@ def _best_of_class(
     if not pairs:
         return None
     contexts = options.contexts(group[0])
-    found = _pick(_options_at(options, pairs, contexts[0], aims, is_whole=is_whole))
+    found = _pick(options, _options_at(options, pairs, contexts[0], aims, is_whole=is_whole))
     if found is not None or is_whole or len(contexts) == 1:
         return found
     # What the shortest context doesn't bring about, none does.
     last = list(_options_at(options, pairs, contexts[-1], aims))
     able = [(option.candidate, option.load.kv_type) for option in last]
     for context in contexts[1:-1]:
-        found = _pick(_options_at(options, able, context, aims))
+        found = _pick(options, _options_at(options, able, context, aims))
         if found is not None:
             return found
-    return _pick(last)
+    return _pick(options, last)
 
 
 def _options_at(
@@ -176,20 +173,20 @@ def _reach(
     return None if found is None or found.seconds * aims.min_speed > 1 else found
 
 
-def _pick(found: Iterable[Option]) -> Option | None:
+def _pick(options: Options, found: Iterable[Option]) -> Option | None:
     """Of equally good options the fastest; of nearly as fast ones the most careful."""
-    options = list(found)
-    if not options:
-        return None
-    plain = [option for option in options if option.load.kv_type == PLAIN_KV_TYPE]
-    if plain and _least(plain) * (1 - CACHE_GAIN) <= _least(options):
-        options = plain
-    near = [option for option in options if option.seconds * (1 - NEAR) <= _least(options)]
-    return min(near, key=_carefulness)
+    able = list(found)
+    if options.request.prefer != "speed":
+        able = _without_needless_loss(able)
+    least = min((option.seconds for option in able), default=0.0)
+    near = [option for option in able if option.seconds * (1 - NEAR) <= least]
+    return min(near, key=_carefulness, default=None)
 
 
-def _least(options: Sequence[Option]) -> float:
-    return min(option.seconds for option in options)
+def _without_needless_loss(found: Sequence[Option]) -> list[Option]:
+    """Without a quantised cache where a plain one has as much context."""
+    longest = max((o.context for o in found if o.load.kv_type == PLAIN_KV_TYPE), default=0)
+    return [o for o in found if o.load.kv_type == PLAIN_KV_TYPE or o.context > longest]
 
 
 def _carefulness(option: Option) -> tuple[bool, int, float, float, int, float]:
@@ -206,7 +203,7 @@ def _carefulness(option: Option) -> tuple[bool, int, float, float, int, float]:
 
 def choose_any_fastest(options: Options, group: Sequence[Candidate], aims: Aims) -> Option | None:
     """The fastest option of any quant, or one that is nearly as fast and better otherwise."""
-    return _pick(fast_options(options, group, aims))
+    return _pick(options, fast_options(options, group, aims))
 
 
 def fast_options(options: Options, group: Sequence[Candidate], aims: Aims) -> list[Option]:
@@ -235,7 +232,7 @@ def _longest_of_class(options: Options, group: Sequence[Candidate], aims: Aims) 
             longest = max(longest, _longest(options, candidate, kv_type, aims, above=longest))
     able = [found for found in group if largest_context(found) >= longest]
     pairs = [(found, kv_type) for found in able for kv_type in options.kv_types(found)]
-    return _pick(_options_at(options, pairs, longest, aims)) if longest else None
+    return _pick(options, _options_at(options, pairs, longest, aims)) if longest else None
 
 
 def _longest(

@@ -86,7 +86,7 @@ def gather_candidates(name: str, *, prefers_local: bool = False, uses_hub: bool 
     if not candidates or (resolved.quant and wanted is None):
         resolve(name)  # has its own words for a quant that the catalogue doesn't list
         raise _nothing_known(name, resolved, candidates)
-    siblings = () if is_settled or wanted else _gather_siblings(resolved)
+    siblings = () if is_settled else _gather_siblings(resolved)
     return Choices(candidates=candidates, siblings=siblings, quant=wanted, notes=notes)
 
 
