@@ -13,7 +13,7 @@ from localmistral.engine import Engine, EngineSettings, LoadReport
 from localmistral.engine.dry_load import dry_load
 from localmistral.errors import LocalMistralError, ModelNotFoundError, OutOfMemoryError
 from localmistral.fit.calibration import Calibration, read_calibration
-from localmistral.fit.changes import describe_changes
+from localmistral.fit.choosing.changes import describe_changes
 from localmistral.fit.last_load import Difference, write_differences
 from localmistral.fit.machine import Machine
 from localmistral.fit.plan import DeviceMemory, Plan, PlanRequest

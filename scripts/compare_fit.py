@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from plan_samples import candidates, siblings
 from test_planner import CASES, SMALL, Case
 
+from localmistral.fit.choosing.options import Options
+from localmistral.fit.choosing.pricing import Space
 from localmistral.fit.machine import MIB, Gpu, Machine
-from localmistral.fit.options import Options
 from localmistral.fit.placement import Placement
 from localmistral.fit.plan import Candidate, Load, Plan
 from localmistral.fit.planner import plan
-from localmistral.fit.pricing import Space
 from localmistral.fit.speed import decode_seconds
 from localmistral.units import format_bytes, format_tokens, parse_tokens
 

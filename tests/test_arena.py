@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from localmistral.fit.arena import CELLS, TOKENS, Gauge, Program, Tape
+from localmistral.fit.graphs.arena import CELLS, TOKENS, Gauge, Program, Tape
 
 CELL_COUNTS = range(32_768, 131_072, 2_048)
 

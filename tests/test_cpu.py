@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from localmistral.fit.cpu import parse_cpuinfo, parse_sysctl, read_cpu
+from localmistral.fit.probes.cpu import parse_cpuinfo, parse_sysctl, read_cpu
 
 INTEL = """processor\t: 0
 vendor_id\t: GenuineIntel

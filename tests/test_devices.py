@@ -16,9 +16,9 @@ from localmistral.engine.devices import (
     list_devices,
     parse_features,
 )
-from localmistral.fit.found import BackendDevice
 from localmistral.fit.hardware import probe_machine
 from localmistral.fit.machine import Machine
+from localmistral.fit.probes.found import BackendDevice
 
 
 def test_the_cpu_is_always_among_the_devices() -> None:

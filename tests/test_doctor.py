@@ -12,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from localmistral.fit.checks import (
+from localmistral.fit.hardware import Hardware, assemble, probe_hardware
+from localmistral.fit.last_load import Difference, read_differences, write_differences
+from localmistral.fit.machine import GIB, MIB, Cpu, Gpu, Machine, Ram
+from localmistral.fit.placement import Placement
+from localmistral.fit.plan import DeviceMemory, Plan, PlannedFile, Prediction
+from localmistral.fit.probes.checks import (
     Check,
     check_build,
     check_cards,
@@ -25,15 +30,10 @@ from localmistral.fit.checks import (
     check_ram_speed,
     check_threads,
 )
-from localmistral.fit.hardware import Hardware, assemble, probe_hardware
-from localmistral.fit.last_load import Difference, read_differences, write_differences
-from localmistral.fit.limits import Limits
-from localmistral.fit.machine import GIB, MIB, Cpu, Gpu, Machine, Ram
-from localmistral.fit.mismatch import Mismatch
-from localmistral.fit.nvidia import NvidiaReport
-from localmistral.fit.placement import Placement
-from localmistral.fit.plan import DeviceMemory, Plan, PlannedFile, Prediction
-from localmistral.fit.ram_speed import measure_ram_bandwidth
+from localmistral.fit.probes.limits import Limits
+from localmistral.fit.probes.mismatch import Mismatch
+from localmistral.fit.probes.nvidia import NvidiaReport
+from localmistral.fit.probes.ram_speed import measure_ram_bandwidth
 
 GPU = Gpu(name="RTX 3090", total_bytes=24 * GIB, free_bytes=23 * GIB, bandwidth=936e9, flops=71e12)
 MACHINE = Machine(
@@ -216,7 +216,7 @@ def test_nothing_is_said_of_cards_where_llama_cpp_was_not_asked() -> None:
     names = [check.name for check in check_machine(probe_hardware(()), frozenset(), {})]
     assert names == ["threads"]
     cpu = {"name": "CPU", "description": "CPU", "kind": "cpu", "backend": "cpu"}
-    from localmistral.fit.found import BackendDevice
+    from localmistral.fit.probes.found import BackendDevice
 
     device = BackendDevice(**cpu, free_bytes=1, total_bytes=1)
     hardware: Hardware = assemble([device], NvidiaReport(), (), MACHINE.ram, MACHINE.cpu)

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from localmistral.engine.devices import list_devices
-from localmistral.fit.builds import choose_cuda_wheel, mending_command, rebuilding_command
-from localmistral.fit.found import BackendDevice, FoundCard
 from localmistral.fit.hardware import assemble, choose_devices, probe_hardware, probe_machine
 from localmistral.fit.machine import GIB, Cpu, Machine, Ram
-from localmistral.fit.mismatch import Mismatch, compare
-from localmistral.fit.nvidia import NvidiaReport
+from localmistral.fit.probes.builds import choose_cuda_wheel, mending_command, rebuilding_command
+from localmistral.fit.probes.found import BackendDevice, FoundCard
+from localmistral.fit.probes.mismatch import Mismatch, compare
+from localmistral.fit.probes.nvidia import NvidiaReport
 
 RAM = Ram(total_bytes=64 * GIB, available_bytes=60 * GIB, bandwidth=80e9)
 PROCESSOR = Cpu(name="CPU", cores=8)

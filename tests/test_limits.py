@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from localmistral.fit.limits import (
+from localmistral.fit.machine import GIB
+from localmistral.fit.probes.limits import (
     Limits,
     count_cores,
     parse_membership,
@@ -15,7 +16,6 @@ from localmistral.fit.limits import (
     read_limits,
     read_thread_variables,
 )
-from localmistral.fit.machine import GIB
 
 V2_MOUNT = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNTS = """31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755

@@ -23,7 +23,7 @@ from localmistral.engine import Engine, EngineSettings, Request, TokenEvent
 from localmistral.engine.buffers import DeviceBuffers, LoadReport
 from localmistral.errors import LocalMistralError, ModelFileError, OutOfMemoryError
 from localmistral.fit.calibration import Calibration, write_calibration
-from localmistral.fit.changes import describe_changes
+from localmistral.fit.choosing.changes import describe_changes
 from localmistral.fit.last_load import Difference, read_differences
 from localmistral.fit.machine import GIB, GPU_MARGIN_BYTES, MIB, Machine
 from localmistral.fit.placement import CPU, Placement

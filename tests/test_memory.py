@@ -15,7 +15,7 @@ from rpc_servers import RpcProcess, start_rpc
 
 from localmistral.engine import Engine, EngineSettings
 from localmistral.engine.buffers import LoadReport
-from localmistral.fit.arena import Tape
+from localmistral.fit.graphs.arena import Tape
 from localmistral.fit.machine import GIB, MIB, Cpu, Gpu, Machine, Ram
 from localmistral.fit.memory import (
     cache_copy_bytes,

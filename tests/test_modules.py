@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localmistral.fit.modules import (
+from localmistral.fit.probes.modules import (
     Module,
     calculate_bandwidth,
     parse_modules,

@@ -9,7 +9,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from localmistral.fit.nvidia import ask_nvml, read_nvidia
+from localmistral.fit.probes.nvidia import ask_nvml, read_nvidia
 
 
 @dataclass

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from localmistral.fit.found import normalise_pci_id
 from localmistral.fit.machine import GIB
-from localmistral.fit.pci import find_amd_name, find_pci_name, read_pci_cards
+from localmistral.fit.probes.found import normalise_pci_id
+from localmistral.fit.probes.pci import find_amd_name, find_pci_name, read_pci_cards
 
 AMD_NAMES = """# List of AMDGPU IDs
 1.0.0

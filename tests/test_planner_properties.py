@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from plan_samples import candidates, machine, siblings
 
 from localmistral.errors import LocalMistralError
-from localmistral.fit.batches import MOST_DECODE_LOSS
-from localmistral.fit.decision import Decision, Failure, decide
+from localmistral.fit.choosing.batches import MOST_DECODE_LOSS
+from localmistral.fit.choosing.decision import Decision, Failure, decide
+from localmistral.fit.choosing.options import UBATCH_GAIN, Option, Options
+from localmistral.fit.choosing.selection import NEAR
 from localmistral.fit.machine import GIB, Gpu, Machine
-from localmistral.fit.options import UBATCH_GAIN, Option, Options
 from localmistral.fit.plan import Candidate, Plan, PlanRequest
 from localmistral.fit.planner import plan
 from localmistral.fit.quality import FOUR_BIT_RANK, judge_quant
-from localmistral.fit.selection import NEAR
 
 pytestmark = pytest.mark.slow
 

@@ -6,13 +6,13 @@ from itertools import combinations, product
 import pytest
 from plan_samples import card, dense_shape, machine, small_4_shape
 
-from localmistral.fit.covering import classify, cover
+from localmistral.fit.choosing.covering import classify, cover
+from localmistral.fit.choosing.pricing import Space, build_space
+from localmistral.fit.choosing.search import Limits, find_placement, fits
 from localmistral.fit.machine import GIB, Gpu, Machine
 from localmistral.fit.memory import measure
 from localmistral.fit.placement import Placement
 from localmistral.fit.plan import Load
-from localmistral.fit.pricing import Space, build_space
-from localmistral.fit.search import Limits, find_placement, fits
 from localmistral.fit.speed import decode_seconds, measure_costs
 from localmistral.models.shape import ModelShape
 

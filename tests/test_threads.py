@@ -13,7 +13,7 @@ import pytest
 from localmistral.engine import Engine, EngineSettings, Request, Sampling, TokenEvent
 from localmistral.engine import threads as module
 from localmistral.engine.threads import CpuTimes, ThreadCount, choose_threads, count_cores
-from localmistral.fit import limits
+from localmistral.fit.probes import limits
 
 START = CpuTimes(0.0, 100.0, 10.0)
 

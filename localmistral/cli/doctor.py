@@ -12,10 +12,10 @@ from localmistral.cli.options import AsJson, Debug
 from localmistral.errors import LocalMistralError
 
 if TYPE_CHECKING:
-    from localmistral.fit.checks import Check
     from localmistral.fit.hardware import Hardware
     from localmistral.fit.machine import Machine
     from localmistral.fit.plan import Plan
+    from localmistral.fit.probes.checks import Check
 
 _LOAD_S = 0.5
 _RAM_S = 1.0
@@ -41,9 +41,9 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:  # noqa: ARG0
 
 def run_checks() -> "Iterator[Check]":
     """Every check of this machine, in the order of how much it matters."""
-    from localmistral.fit import checks
     from localmistral.fit.last_load import read_differences
-    from localmistral.fit.limits import read_thread_variables
+    from localmistral.fit.probes import checks
+    from localmistral.fit.probes.limits import read_thread_variables
 
     hardware, built, problem = _probe()
     yield from (problem,) if problem else ()
@@ -59,8 +59,8 @@ def run_checks() -> "Iterator[Check]":
 
 def _probe() -> "tuple[Hardware, frozenset[str], Check | None]":
     """The hardware and what the CPU code is built for; a check where llama.cpp has no say."""
-    from localmistral.fit.checks import Check
     from localmistral.fit.hardware import probe_hardware
+    from localmistral.fit.probes.checks import Check
 
     try:
         hardware = probe()
@@ -92,7 +92,7 @@ def _make_plan(machine: "Machine") -> "Plan | None":
 
 
 def _check_disk(plan: "Plan | None") -> "Check":
-    from localmistral.fit.checks import check_disk
+    from localmistral.fit.probes.checks import check_disk
     from localmistral.models.cache import hub_cache
 
     folder = hub_cache()
@@ -112,8 +112,8 @@ def _measure_free(folder: Path) -> int | None:
 
 
 def _check_ram_speed(machine: "Machine") -> "Check":
-    from localmistral.fit.checks import check_ram_speed
-    from localmistral.fit.ram_speed import measure_ram_bandwidth
+    from localmistral.fit.probes.checks import check_ram_speed
+    from localmistral.fit.probes.ram_speed import measure_ram_bandwidth
 
     threads = machine.cpu.cores
     return check_ram_speed(machine, measure_ram_bandwidth(_RAM_S, threads), threads)

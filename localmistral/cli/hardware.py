@@ -65,7 +65,7 @@ def load_library() -> None:
     except LocalMistralError:
         raise
     except (ImportError, OSError, RuntimeError) as error:
-        from localmistral.fit.builds import rebuilding_command
+        from localmistral.fit.probes.builds import rebuilding_command
 
         raise EngineError(f"llama.cpp can't be loaded: {error}.", rebuilding_command()) from error
 

@@ -9,7 +9,7 @@ import ctypes
 from localmistral.engine.backends import base, declare, device_handles
 from localmistral.engine.library import libggml, llama
 from localmistral.engine.rpc import register_from_environment
-from localmistral.fit.found import BackendDevice, normalise_pci_id
+from localmistral.fit.probes.found import BackendDevice, normalise_pci_id
 
 _KINDS = ("cpu", "gpu", "igpu", "accel")
 """ggml-backend.h: enum ggml_backend_dev_type, in order; more are not devices of their own."""
@@ -59,7 +59,7 @@ def list_backends() -> tuple[str, ...]:
 
 
 def build_features() -> frozenset[str]:
-    """Instruction sets that the CPU code of this build uses, named as in fit/cpu.py."""
+    """Instruction sets that the CPU code of this build uses, named as in fit/probes/cpu.py."""
     return parse_features(llama.llama_print_system_info().decode("utf-8", "replace"))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from localmistral.fit import limits
+from localmistral.fit.probes import limits
 
 _WINDOW_S = 0.5
 """Shortest stretch over which others' use is measured: CPU times come in steps of 10 ms."""

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from localmistral.fit.cards import choose_by_memory, common_cards, estimate_flops, find_cards
-from localmistral.fit.cpu import read_cpu
-from localmistral.fit.found import BackendDevice, FoundCard
-from localmistral.fit.limits import Limits, count_cores, read_limits
 from localmistral.fit.machine import DEFAULT_RAM_BANDWIDTH, Cpu, Gpu, Machine, Ram, share_memory
-from localmistral.fit.mismatch import Mismatch, compare
-from localmistral.fit.modules import read_ram_bandwidth
-from localmistral.fit.nvidia import NvidiaReport, read_nvidia
-from localmistral.fit.pci import read_pci_cards
+from localmistral.fit.probes.cpu import read_cpu
+from localmistral.fit.probes.found import BackendDevice, FoundCard
+from localmistral.fit.probes.limits import Limits, count_cores, read_limits
+from localmistral.fit.probes.mismatch import Mismatch, compare
+from localmistral.fit.probes.modules import read_ram_bandwidth
+from localmistral.fit.probes.nvidia import NvidiaReport, read_nvidia
+from localmistral.fit.probes.pci import read_pci_cards
 
 __all__ = ["BackendDevice", "Hardware", "assemble", "probe_hardware", "probe_machine"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil
 
-from localmistral.fit.compute import (
+from localmistral.fit.graphs.compute import (
     MAX_LAYERS_FROM_RAM,
     OFFLOAD_BACKENDS,
     PIPELINE_COPIES,
@@ -22,9 +22,9 @@ from localmistral.fit.compute import (
     host_compute_bytes,
     is_pipelined,
 )
+from localmistral.fit.graphs.part import LAYERS_OF_A_KIND, Entry, Experts, Part
 from localmistral.fit.kv import kv_bytes_per_layer
 from localmistral.fit.machine import Gpu, Machine
-from localmistral.fit.part import LAYERS_OF_A_KIND, Entry, Experts, Part
 from localmistral.fit.placement import CPU, Placement
 from localmistral.fit.plan import DeviceMemory, Load
 from localmistral.fit.weights import (

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from localmistral.errors import LocalMistralError
-from localmistral.fit.alternatives import list_alternatives
 from localmistral.fit.calibration import NO_CALIBRATION, Calibration
-from localmistral.fit.decision import Decision, Failure, decide
-from localmistral.fit.knobs import check_request
+from localmistral.fit.choosing.alternatives import list_alternatives
+from localmistral.fit.choosing.decision import Decision, Failure, decide
+from localmistral.fit.choosing.knobs import check_request
+from localmistral.fit.choosing.options import Option, Options
+from localmistral.fit.choosing.reasons import explain
+from localmistral.fit.choosing.refusal import refuse_size, refuse_speed
 from localmistral.fit.machine import Machine, Ram
-from localmistral.fit.options import Option, Options
 from localmistral.fit.plan import Candidate, Plan, PlannedFile, PlanRequest
-from localmistral.fit.reasons import explain
-from localmistral.fit.refusal import refuse_size, refuse_speed
 from localmistral.models.filenames import match_quant
 
 THREADS_BESIDE_CARDS = 4

@@ -4,9 +4,9 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from localmistral.fit.checks import Check
 from localmistral.fit.hardware import Hardware
 from localmistral.fit.machine import Gpu, Machine
+from localmistral.fit.probes.checks import Check
 from localmistral.terminal.plan_table import print_paragraph, screen_width
 from localmistral.terminal.render import print_line, print_table
 from localmistral.units import format_bandwidth, format_bytes

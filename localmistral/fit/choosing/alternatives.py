@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from localmistral.errors import LocalMistralError
-from localmistral.fit.decision import Decision, Verdict, decide
-from localmistral.fit.knobs import PLAIN_KV_TYPE, SMALL_KV_TYPE, round_context
-from localmistral.fit.options import Option, Options
+from localmistral.fit.choosing.decision import Decision, Verdict, decide
+from localmistral.fit.choosing.knobs import PLAIN_KV_TYPE, SMALL_KV_TYPE, round_context
+from localmistral.fit.choosing.options import Option, Options
+from localmistral.fit.choosing.selection import judge
 from localmistral.fit.plan import PREFERENCES, Alternative, Candidate, PlanRequest
-from localmistral.fit.selection import judge
 from localmistral.units import format_tokens
 
 MOST_ALTERNATIVES = 8

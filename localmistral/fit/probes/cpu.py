@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from localmistral.fit.system_files import read_text
+from localmistral.fit.probes.system_files import read_text
 
 X86_FEATURES = {
     "sse3": "pni",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from localmistral.fit.system_files import read_number, read_text
+from localmistral.fit.probes.system_files import read_number, read_text
 
 _NO_LIMIT = 2**60
 """Version 1 writes a number near 2^63 where there is no limit."""

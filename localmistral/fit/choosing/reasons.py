@@ -3,19 +3,19 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from localmistral.fit.decision import Decision, Verdict, fastest_of
-from localmistral.fit.knobs import (
+from localmistral.fit.choosing.decision import Decision, Verdict, fastest_of
+from localmistral.fit.choosing.knobs import (
     DEFAULT_UBATCH,
     PLAIN_KV_TYPE,
     choose_batches,
     largest_context,
 )
+from localmistral.fit.choosing.options import Option, Options
+from localmistral.fit.choosing.placement_text import explain_placement
+from localmistral.fit.choosing.selection import judge
 from localmistral.fit.memory import kv_bytes_per_layer
-from localmistral.fit.options import Option, Options
-from localmistral.fit.placement_text import explain_placement
 from localmistral.fit.plan import CONTEXT_AIM, Candidate
 from localmistral.fit.quality import FOUR_BIT_RANK
-from localmistral.fit.selection import judge
 from localmistral.units import format_bytes
 
 

@@ -9,11 +9,11 @@ from enum import Enum
 from itertools import chain
 
 from localmistral.errors import LocalMistralError
-from localmistral.fit.batches import suit_batch
-from localmistral.fit.knobs import list_contexts, list_kv_types
-from localmistral.fit.options import Option, Options
+from localmistral.fit.choosing.batches import suit_batch
+from localmistral.fit.choosing.knobs import list_contexts, list_kv_types
+from localmistral.fit.choosing.options import Option, Options
+from localmistral.fit.choosing.selection import Aims, choose, choose_fastest, fast_options, judge
 from localmistral.fit.plan import Candidate, PlanRequest
-from localmistral.fit.selection import Aims, choose, choose_fastest, fast_options, judge
 
 MODEL_KNOBS = ("quant", "gpu_layers", "tensor_split", "cpu_expert_layers", "split_mode")
 """Fixed values that are about one model: with them no other model is proposed."""

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from localmistral.fit.found import FoundCard
+from localmistral.fit.probes.found import FoundCard
 
 WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"
 CUDA_WHEELS = ((13, 2), (13, 0), (12, 5), (12, 4), (12, 3), (12, 2), (12, 1), (11, 8))

@@ -3,9 +3,9 @@
 Every bound is on the safe side: what it rules out can't fit or can't be as fast. Searches nothing.
 """
 
-from localmistral.fit.compute import Role, gpu_compute_bytes
+from localmistral.fit.choosing.pricing import Space
+from localmistral.fit.graphs.compute import Role, gpu_compute_bytes
 from localmistral.fit.memory import OFFLOAD_BACKENDS
-from localmistral.fit.pricing import Space
 
 
 def needed_bytes(space: Space) -> int:

@@ -5,11 +5,11 @@ About twice as fast as whole layers on four equal cards (Mistral Medium 3.5 IQ4_
 answer and this one are compared by their speed.
 """
 
-from localmistral.fit.knobs import TENSOR_ARCHITECTURES
+from localmistral.fit.choosing.knobs import TENSOR_ARCHITECTURES
+from localmistral.fit.choosing.pricing import Space
+from localmistral.fit.choosing.search import Limits, fits
 from localmistral.fit.machine import Machine
 from localmistral.fit.placement import Placement, count_layers
-from localmistral.fit.pricing import Space
-from localmistral.fit.search import Limits, fits
 
 
 def spread_over_cards(space: Space, limits: Limits) -> Placement | None:

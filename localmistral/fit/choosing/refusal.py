@@ -8,15 +8,16 @@ from dataclasses import replace
 from itertools import chain
 
 from localmistral.errors import PlanError
-from localmistral.fit.decision import Decision, decide
-from localmistral.fit.knobs import (
+from localmistral.fit.choosing.decision import Decision, decide
+from localmistral.fit.choosing.knobs import (
     CONTEXT_STEP,
     SMALL_KV_TYPE,
     choose_batches,
     limit_placement,
 )
+from localmistral.fit.choosing.options import Option, Options
+from localmistral.fit.choosing.search import Limits, find_placement
 from localmistral.fit.memory import measure
-from localmistral.fit.options import Option, Options
 from localmistral.fit.placement import Placement, count_layers
 from localmistral.fit.plan import (
     CACHED_SEQUENCES,
@@ -27,7 +28,6 @@ from localmistral.fit.plan import (
     Load,
     PlanRequest,
 )
-from localmistral.fit.search import Limits, find_placement
 from localmistral.units import format_bytes, format_tokens
 
 _ENDLESS_BYTES = 1 << 60

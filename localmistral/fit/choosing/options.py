@@ -8,9 +8,17 @@ of a request are kept. Ranks nothing.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from localmistral.fit.bounds import could_fit, least_seconds, needed_bytes, room_on_cards
 from localmistral.fit.calibration import NO_CALIBRATION, Calibration
-from localmistral.fit.knobs import choose_batches, limit_placement, list_contexts, list_kv_types
+from localmistral.fit.choosing.bounds import could_fit, least_seconds, needed_bytes, room_on_cards
+from localmistral.fit.choosing.knobs import (
+    choose_batches,
+    limit_placement,
+    list_contexts,
+    list_kv_types,
+)
+from localmistral.fit.choosing.pricing import Space, build_space
+from localmistral.fit.choosing.search import find_placement
+from localmistral.fit.choosing.tensor_mode import may_spread, spread_over_cards
 from localmistral.fit.machine import Machine
 from localmistral.fit.memory import measure
 from localmistral.fit.placement import Placement
@@ -22,11 +30,8 @@ from localmistral.fit.plan import (
     PlanRequest,
     Prediction,
 )
-from localmistral.fit.pricing import Space, build_space
 from localmistral.fit.quality import QuantQuality, judge_quant
-from localmistral.fit.search import find_placement
 from localmistral.fit.speed import SpeedCosts, decode_seconds, measure_costs, predict
-from localmistral.fit.tensor_mode import may_spread, spread_over_cards
 
 SMALLER_UBATCHES = (256, 128)
 """Tried where memory is so tight that the smaller compute buffers make the difference."""

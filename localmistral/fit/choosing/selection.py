@@ -17,8 +17,8 @@ faster is reason enough only where `speed` is preferred. Words nothing.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from localmistral.fit.knobs import PLAIN_KV_TYPE, largest_context
-from localmistral.fit.options import Option, Options
+from localmistral.fit.choosing.knobs import PLAIN_KV_TYPE, largest_context
+from localmistral.fit.choosing.options import Option, Options
 from localmistral.fit.plan import Candidate
 from localmistral.fit.quality import EIGHT_BIT_RANK, FOUR_BIT_RANK, QuantQuality, judge_quant
 

@@ -4,7 +4,7 @@ llama.cpp copies weights from RAM to a card once per physical batch, so twice th
 prompt almost twice as fast, as long as the larger compute buffers leave the placement as it is.
 """
 
-from localmistral.fit.options import Option, Options
+from localmistral.fit.choosing.options import Option, Options
 
 LARGER_UBATCHES = (2048, 1024)
 LEAST_PREFILL_GAIN = 1.25

@@ -7,9 +7,9 @@ layers, or the rest of them with the output. Exact for the prices it is given. K
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from localmistral.fit.compute import Role
+from localmistral.fit.choosing.pricing import Mode, Pricer, Space
+from localmistral.fit.graphs.compute import Role
 from localmistral.fit.placement import count_layers
-from localmistral.fit.pricing import Mode, Pricer, Space
 
 
 class Chain(NamedTuple):

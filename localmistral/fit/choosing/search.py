@@ -10,13 +10,13 @@ Knows no quant, no context and no wishes but fixed values.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from localmistral.fit.bounds import least_spilled_seconds, needed_bytes, room_on_cards
-from localmistral.fit.chains import Chain, best_chain, chain_by_shares, role_of
-from localmistral.fit.compute import Role
-from localmistral.fit.covering import ExpertClasses, classify
+from localmistral.fit.choosing.bounds import least_spilled_seconds, needed_bytes, room_on_cards
+from localmistral.fit.choosing.chains import Chain, best_chain, chain_by_shares, role_of
+from localmistral.fit.choosing.covering import ExpertClasses, classify
+from localmistral.fit.choosing.pricing import Mode, Pricer, Space, estimate_compute
+from localmistral.fit.graphs.compute import Role
 from localmistral.fit.memory import is_pipelined
 from localmistral.fit.placement import Placement
-from localmistral.fit.pricing import Mode, Pricer, Space, estimate_compute
 from localmistral.fit.speed import decode_seconds
 
 NO_CLASSES = ExpertClasses(sizes=(), of_layer=())

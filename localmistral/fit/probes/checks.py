@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from localmistral.fit.builds import rebuilding_command
 from localmistral.fit.hardware import Hardware
 from localmistral.fit.last_load import Difference
-from localmistral.fit.limits import Limits
 from localmistral.fit.machine import GIB, Machine
-from localmistral.fit.mismatch import Mismatch
 from localmistral.fit.plan import Plan
+from localmistral.fit.probes.builds import rebuilding_command
+from localmistral.fit.probes.limits import Limits
+from localmistral.fit.probes.mismatch import Mismatch
 from localmistral.units import format_bandwidth, format_bytes
 
 Status = Literal["ok", "warn", "fail"]

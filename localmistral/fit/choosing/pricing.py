@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
 
-from localmistral.fit.compute import Role, gpu_compute_bytes
-from localmistral.fit.covering import ExpertClasses, cover
+from localmistral.fit.choosing.covering import ExpertClasses, cover
+from localmistral.fit.graphs.compute import Role, gpu_compute_bytes
 from localmistral.fit.kv import kv_bytes_per_layer
 from localmistral.fit.machine import Machine
 from localmistral.fit.memory import measure

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from localmistral.fit.builds import BACKENDS, mending_command
 from localmistral.fit.cards import find_cards
-from localmistral.fit.found import BackendDevice, FoundCard
-from localmistral.fit.nvidia import NvidiaReport
+from localmistral.fit.probes.builds import BACKENDS, mending_command
+from localmistral.fit.probes.found import BackendDevice, FoundCard
+from localmistral.fit.probes.nvidia import NvidiaReport
 
 _SERVING = {
     "nvidia": ("cuda", "vulkan"),

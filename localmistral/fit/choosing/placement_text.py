@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from localmistral.fit.options import Option, Options
-from localmistral.fit.pricing import Mode, Pricer
-from localmistral.fit.search import NO_CLASSES
+from localmistral.fit.choosing.options import Option, Options
+from localmistral.fit.choosing.pricing import Mode, Pricer
+from localmistral.fit.choosing.search import NO_CLASSES
 from localmistral.units import format_bytes
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 from localmistral.errors import PlanError, UsageError
+from localmistral.fit.choosing.search import Limits
 from localmistral.fit.machine import Machine
 from localmistral.fit.plan import (
     CONTEXT_AIM,
@@ -18,7 +19,6 @@ from localmistral.fit.plan import (
     Candidate,
     PlanRequest,
 )
-from localmistral.fit.search import Limits
 from localmistral.models.shape import ModelShape
 
 CONTEXT_STEP = 4096

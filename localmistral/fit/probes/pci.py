@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 
 from localmistral.fit.cards import link_bandwidth
-from localmistral.fit.found import FoundCard, normalise_pci_id
 from localmistral.fit.machine import GIB
-from localmistral.fit.system_files import read_number, read_text
+from localmistral.fit.probes.found import FoundCard, normalise_pci_id
+from localmistral.fit.probes.system_files import read_number, read_text
 
 VENDORS = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
 _CLASSES = ("0x03", "0x12")

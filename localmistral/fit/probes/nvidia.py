@@ -10,7 +10,7 @@ from itertools import permutations
 from typing import Any
 
 from localmistral.fit.cards import link_bandwidth
-from localmistral.fit.found import FoundCard, normalise_pci_id
+from localmistral.fit.probes.found import FoundCard, normalise_pci_id
 
 _MHZ = 1e6
 _DATA_RATE = 2

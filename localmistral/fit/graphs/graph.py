@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from localmistral.fit.arena import Tape
-from localmistral.fit.dimensions import Dimensions
-from localmistral.fit.part import LAYERS_OF_A_KIND, Entry, Experts, Part
+from localmistral.fit.graphs.arena import Tape
+from localmistral.fit.graphs.dimensions import Dimensions
+from localmistral.fit.graphs.part import LAYERS_OF_A_KIND, Entry, Experts, Part
 
 _MIN_ROTATION = 64
 """Heads whose length this doesn't divide aren't turned; values are by a matrix of this side."""

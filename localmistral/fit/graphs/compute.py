@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-from localmistral.fit.arena import CELLS, TOKENS, Gauge, Tape
-from localmistral.fit.dimensions import Dimensions, read_dimensions
-from localmistral.fit.graph import GraphWriter
+from localmistral.fit.graphs.arena import CELLS, TOKENS, Gauge, Tape
+from localmistral.fit.graphs.dimensions import Dimensions, read_dimensions
+from localmistral.fit.graphs.graph import GraphWriter
+from localmistral.fit.graphs.part import LAYERS_OF_A_KIND, Entry, Experts, Part
 from localmistral.fit.kv import pad_cells, row_bytes
 from localmistral.fit.machine import Machine
-from localmistral.fit.part import LAYERS_OF_A_KIND, Entry, Experts, Part
 from localmistral.fit.placement import Placement
 from localmistral.fit.plan import Load
 from localmistral.models.shape import ModelShape

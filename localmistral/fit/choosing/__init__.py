@@ -1,0 +1,1 @@
+"""How the planner decides: candidates, placements, preferences, and the words for it."""
