@@ -175,29 +175,6 @@ def read_options(
     return {"max_tokens": max_tokens, "sampling": sampling, "thinking_budget": thinking_budget}
 
 
-def read_knobs(
-    context: str | None,
-    kv_type: str | None,
-    gpu_layers: int | None,
-    tensor_split: str | None,
-    threads: int | None,
-) -> dict[str, Any]:
-    """The fields of EngineSettings that were set; `context` among them."""
-    from localmistral.engine.settings import EngineSettings
-
-    given = {
-        "context": None if context is None else parse_tokens(context),
-        "kv_type": kv_type,
-        "gpu_layers": gpu_layers,
-        "tensor_split": None if tensor_split is None else _parse_shares(tensor_split),
-        "threads": threads,
-    }
-    knobs = {name: value for name, value in given.items() if value is not None}
-    with _as_usage_error():
-        EngineSettings(**knobs)  # type: ignore[arg-type]
-    return knobs
-
-
 def read_request(
     *,
     context: str | None = None,
