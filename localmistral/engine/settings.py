@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from localmistral.errors import BadRequestError
+from localmistral.fit.plan import KV_TYPES, SPLIT_MODES
 
-KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
-SPLIT_MODES = ("none", "layer", "tensor")
 MAX_SEED = 2**32 - 2
 """llama.cpp takes 2^32 - 1 for "draw one"."""
 MAX_TOP_LOGPROBS = 20
