@@ -41,17 +41,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command()(run)
+app.command(short_help="Answer one PROMPT and exit.")(run)
 app.command()(chat)
 app.command()(serve)
-app.command()(plan)
-app.command()(bench)
-app.command()(hardware)
-app.command()(doctor)
+app.command(short_help="What of MODEL suits a machine, and why.")(plan)
+app.command(short_help="Measure MODEL, compare with its plan.")(bench)
+app.command(short_help="What this machine has for models.")(hardware)
+app.command(short_help="Look for what slows this machine down.")(doctor)
 app.command()(models)
-app.command(name="list")(list_models)
-app.command()(pull)
-app.command()(rm)
+app.command(name="list", short_help="The models on this disk.")(list_models)
+app.command(short_help="Download a model, or go on with it.")(pull)
+app.command(short_help="Remove a model from this disk.")(rm)
 
 
 @app.callback(invoke_without_command=True)

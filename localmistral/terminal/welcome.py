@@ -31,8 +31,10 @@ def welcome() -> None:
         "",
         f"  localmistral run -m {first} {question}",
         f"  localmistral chat {first}",
-        "  localmistral models",
+        "  localmistral plan small-4       what would run here, how fast, and why",
+        "  localmistral pull small-4       download what the plan chose",
+        "  localmistral models             the models known by name",
         "",
-        "The last lists the models known by name; any GGUF file of a chat model runs, too.",
+        "Any GGUF file of a chat model runs, too; localmistral --help lists all commands.",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
