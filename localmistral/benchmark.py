@@ -14,7 +14,7 @@ from localmistral.errors import EngineError
 from localmistral.fit.calibrating import Measurement, fit_calibration
 from localmistral.fit.calibration import Calibration
 from localmistral.fit.machine import MIB, Machine
-from localmistral.fit.plan import CACHED_SEQUENCES, CONTEXT_MULTIPLE, Load, Plan, Prediction
+from localmistral.fit.plan import CONTEXT_MULTIPLE, Load, Plan, Prediction
 from localmistral.fit.speed import predict
 from localmistral.loading import CPU, PlannedLoad
 from localmistral.units import format_bytes, format_tokens
@@ -170,7 +170,7 @@ def judge(planned: PlannedLoad, measured: Measured, current: Calibration) -> Out
     machine = replace(machine, cpu=replace(machine.cpu, cores=cores))
     load = Load(
         cells=plan.context * plan.parallel,
-        sequences=plan.parallel + CACHED_SEQUENCES,
+        sequences=plan.parallel,
         kv_type=plan.kv_type,
         batch=plan.batch,
         ubatch=plan.ubatch,

@@ -35,8 +35,9 @@ RETRY_SHARE = 0.9
 """Of what a device had no room for, what the next plan may put there."""
 SAME_SHARE = 0.02
 """How far a size that failed may be from the planned one it is taken for: tensors are padded."""
-MAX_SEQUENCES = 256
-"""llama.cpp's limit, of streams and of the prefixes kept beside them together."""
+MAX_STORED_BYTES = 8 << 30
+"""Of the RAM a plan leaves free, at most so much keeps what earlier requests computed: some ten
+conversations of 32k tokens with Small 4."""
 CPU = "CPU"
 
 OnNote = Callable[[str], None]
@@ -124,10 +125,11 @@ def make_settings(plan: Plan, machine: Machine) -> EngineSettings:
     cards = plan.placement.used_cards
     devices = tuple(machine.gpus[card].device or "" for card in cards) or (CPU,)
     shares = tuple(float(plan.placement.tensor_split[card]) for card in cards)
+    ram = plan.devices[-1]
     return EngineSettings(
         context=plan.context,
         parallel=plan.parallel,
-        cached=max(0, min(EngineSettings().cached, MAX_SEQUENCES - plan.parallel)),
+        stored_bytes=max(0, min(MAX_STORED_BYTES, ram.budget_bytes - ram.used_bytes)),
         batch=plan.batch,
         ubatch=plan.ubatch,
         # as many threads as cores: the engine then chooses, and gives way to other processes

@@ -32,7 +32,7 @@ class BareLoop:
 
     def __init__(self, path: Path, settings: EngineSettings) -> None:
         self._model = Model([path], settings)
-        self._context = Context(self._model, settings, settings.parallel)
+        self._context = Context(self._model, settings)
         self._memory = llama.llama_get_memory(self._context.pointer)
 
     def run(self, prompts: list[tuple[int, ...]], tokens: int) -> float:
@@ -95,7 +95,7 @@ def run_engine(engine: Engine, prompts: list[tuple[int, ...]], tokens: int) -> f
 
 def compare(path: Path, streams: int, tokens: int, rounds: int) -> None:
     """Print the speeds and their ratio for one number of streams."""
-    settings = EngineSettings(context=512, parallel=streams, cached=0)
+    settings = EngineSettings(context=512, parallel=streams)
     bare = BareLoop(path, settings)
     with Engine.load([path], settings) as engine:
         prompts = [

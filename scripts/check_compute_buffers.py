@@ -29,7 +29,7 @@ from localmistral.engine.dry_load import dry_load
 from localmistral.fit.machine import GIB, MIB, Cpu, Gpu, Machine, Ram
 from localmistral.fit.memory import measure
 from localmistral.fit.placement import Placement
-from localmistral.fit.plan import CACHED_SEQUENCES, Load
+from localmistral.fit.plan import Load
 from localmistral.models.gguf import read_shape
 
 MOST_UNDER_BYTES = MIB
@@ -108,7 +108,7 @@ def predict(path: Path, case: Case) -> tuple[int, ...]:
     )
     load = Load(
         cells=case.context * case.parallel,
-        sequences=case.parallel + CACHED_SEQUENCES,
+        sequences=case.parallel,
         kv_type=case.kv_type,
         ubatch=case.ubatch,
         flash_attention=case.flash_attention,
@@ -198,6 +198,7 @@ def draw_case(source: random.Random, models: Sequence[str]) -> Case:
         model=model,
         split=tuple(end - start for start, end in ends),
         context=min(limit, source.choice((8, 20, 32, 64, 96, 128, 256)) * 1024),
+        parallel=source.choice((1, 1, 2, 3, 8)),
         ubatch=source.choice((128, 256, 512, 1024, 2048)),
         kv_type=source.choice(("f16", "q8_0", "q4_0")),
         experts=experts,

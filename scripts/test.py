@@ -3,9 +3,10 @@
     python3 scripts/test.py [pytest's arguments]
     python3 scripts/test.py --lint
 
-With --lint it runs ruff and mypy instead. Paths among the arguments are relative to the
-repository, wherever this is started from. The exit code is that of the tests or the first linter
-that complains.
+The tests run in a process for each core, up to four, a file's tests in one of them; `-n 0` runs
+them all in one process, as `-s` needs to show anything (`--pdb` sees to it by itself). With --lint
+it runs ruff and mypy instead. Paths among the arguments are relative to the repository, wherever
+this is started from. The exit code is that of the tests or the first linter that complains.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ LINTERS = (
     ("mypy", "--explicit-package-bases", "localmistral", "scripts", "tests"),
 )
 
+# By file: what the tests of a file share, such as a server, is made once. No more than four: every
+# process loads models, and llama.cpp's threads take the cores that are left.
+PARALLEL = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")
+
 
 def main() -> int:
     """Set up, then let pytest take over, or run every linter."""
@@ -32,7 +37,7 @@ def main() -> int:
         return lint()
     # llama.cpp's threads spin while they wait; tests run several engines on few cores.
     environ = {"OMP_WAIT_POLICY": "passive", **os.environ}
-    return hand_over([str(HERE.python), "-m", "pytest", *sys.argv[1:]], environ=environ)
+    return hand_over([str(HERE.python), "-m", "pytest", *PARALLEL, *sys.argv[1:]], environ=environ)
 
 
 def lint() -> int:

@@ -797,7 +797,7 @@ PERSON = {
 
 @pytest.mark.slow
 def test_fifty_seeds_of_a_real_model_make_fifty_valid_documents(smollm2_path: Path) -> None:
-    load = EngineSettings(context=512, parallel=8, cached=1)
+    load = EngineSettings(context=512, parallel=8)
     with Engine.load([smollm2_path], load) as engine:
         compiler = ConstraintCompiler(engine.tokenizer)
         prompt = tuple(engine.tokenize("A person as JSON:\n"))

@@ -42,7 +42,7 @@ WEATHER = {
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Chat]:
-    with Chat.load(str(DEMO), EngineSettings(threads=1, cached=0)) as chat:
+    with Chat.load(str(DEMO), EngineSettings(threads=1)) as chat:
         yield chat
 
 
@@ -70,9 +70,9 @@ def test_the_file_is_small_and_says_that_it_is_a_toy() -> None:
 
 def test_llama_cpp_agrees_with_torch_on_the_logits() -> None:
     """q8_0 moves logits a little, and far where a near-tied router picks the other expert."""
-    settings = EngineSettings(context=1024, threads=1, cached=0)
+    settings = EngineSettings(context=1024, threads=1)
     model = Model([DEMO], settings)
-    context = Context(model, settings, 1)
+    context = Context(model, settings)
     gaps, same = [], []
     try:
         for prompt in json.loads(REFERENCE.read_text(encoding="utf-8"))["prompts"]:

@@ -342,30 +342,57 @@ def test_cache_prompt_false_computes_everything(engine: Engine) -> None:
         assert read(engine.submit(request))[1].cached_tokens == 0
 
 
-def test_the_least_recently_used_prefix_gives_way(smollm2_path: Path) -> None:
-    with Engine.load([smollm2_path], EngineSettings(context=512, cached=1)) as small:
-        a, b, c = (long_prompt(small, 40, name) for name in ("a", "b", "c"))
-
-        def cached(prompt: tuple[int, ...]) -> int:
-            request = Request(prompt=prompt, sampling=GREEDY, max_tokens=1)
-            return read(small.submit(request))[1].cached_tokens
-
-        for prompt in (a, b, a):
-            cached(prompt)
-        common = cached(c)  # only what all chats begin with
-        assert common < 10
-        assert cached(a) == 39
-        assert cached(b) == common
+def count_cached(engine: Engine, prompt: tuple[int, ...]) -> int:
+    return read(engine.submit(Request(prompt=prompt, max_tokens=1)))[1].cached_tokens
 
 
-def test_stored_prefixes_give_way_when_memory_is_full(smollm2_path: Path) -> None:
-    settings = EngineSettings(context=512, parallel=2, cached=6)
-    with Engine.load([smollm2_path], settings) as small:
-        for n in range(8):
-            prompt = long_prompt(small, 400, f"{n} {n} ")
-            request = Request(prompt=prompt, sampling=GREEDY, max_tokens=3, cache_prompt=False)
-            assert read(small.submit(request))[1].completion_tokens == 3
+def test_conversations_that_take_turns_are_computed_once(smollm2_path: Path) -> None:
+    with Engine.load([smollm2_path], EngineSettings(context=512)) as small:
+        prompts = [long_prompt(small, 40, name) for name in ("a", "b", "c")]
+        assert all(count_cached(small, prompt) < 10 for prompt in prompts)
+        assert [count_cached(small, prompt) for prompt in prompts * 2] == [39] * 6
         assert small.metrics().failed == 0
+
+
+def test_stored_prefixes_give_way_when_their_room_is_full(smollm2_path: Path) -> None:
+    one = 1_000_000  # a token takes 23,040 bytes
+    with Engine.load([smollm2_path], EngineSettings(context=512, stored_bytes=one)) as small:
+        a, b, c = (long_prompt(small, 40, name) for name in ("a", "b", "c"))
+        counts = [count_cached(small, prompt) for prompt in (a, b, a, c, b)]
+        assert counts[2] == 39
+        assert all(count < 10 for count in (*counts[:2], *counts[3:]))
+
+
+def test_a_restored_prefix_answers_as_a_computed_one(smollm2_path: Path) -> None:
+    with Engine.load([smollm2_path], EngineSettings(context=512)) as small:
+        prompt = ask(small, "Tell me a story about a cat and a dog who went to the sea.")
+        solo = run_solo(small, prompt, 40)
+        other = long_prompt(small, 60, "other")
+        for _ in range(2):
+            count_cached(small, other)
+            stream = small.submit(Request(prompt=prompt, sampling=GREEDY, max_tokens=40))
+            assert_same(solo, read_tokens(stream))
+            assert stream.result is not None
+            assert stream.result.cached_tokens == len(prompt) - 1
+
+
+def test_an_idle_sequence_between_two_that_compute_is_not_harmed(smollm2_path: Path) -> None:
+    """Its place is computed along, and what that leaves there is cut off again."""
+    with Engine.load([smollm2_path], EngineSettings(context=512, parallel=3)) as small:
+        prompts = [
+            ask(small, f"Tell me a story about the {name}.") for name in ("sea", "sky", "sun")
+        ]
+        solos = [run_solo(small, prompt, 40) for prompt in prompts]
+        streams = [
+            small.submit(Request(prompt=prompt, sampling=GREEDY, max_tokens=tokens))
+            for prompt, tokens in zip(prompts, (40, 3, 40), strict=True)
+        ]
+        for solo, stream in zip(solos, streams, strict=True):
+            assert_same(solo, read_tokens(stream))
+        again = small.submit(Request(prompt=prompts[1], sampling=GREEDY, max_tokens=40))
+        assert_same(solos[1], read_tokens(again))
+        assert again.result is not None
+        assert again.result.cached_tokens == len(prompts[1]) - 1
 
 
 # Ends and errors.
@@ -526,14 +553,14 @@ def test_loading_writes_nothing_to_the_terminal(smollm2_path: Path) -> None:
 
 @pytest.mark.parametrize("batch", [1, 3, 5])
 def test_a_batch_smaller_than_its_sequences_is_no_trouble(smollm2_path: Path, batch: int) -> None:
-    settings = EngineSettings(context=256, batch=batch, parallel=2, cached=3)
+    settings = EngineSettings(context=256, batch=batch, parallel=5)
     with Engine.load([smollm2_path], settings) as small:
         assert generate(small, (504, 300), max_tokens=3)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("batch", 2**33), ("threads", 2**32), ("parallel", 0), ("cached", -1), ("context", 0)],
+    [("batch", 2**33), ("threads", 2**32), ("parallel", 0), ("stored_bytes", -1), ("context", 0)],
 )
 def test_load_settings_out_of_range_are_named(name: str, value: int) -> None:
     with pytest.raises(BadRequestError, match=name):
@@ -798,7 +825,7 @@ def test_a_spent_thinking_budget_closes_the_thinking_once(is_open: bool) -> None
 
 @pytest.mark.slow
 def test_sixteen_threads_submitting_and_cancelling_for_a_minute(smollm2_path: Path) -> None:
-    settings = EngineSettings(context=1024, parallel=6, cached=4, queue=32)
+    settings = EngineSettings(context=1024, parallel=6, queue=32)
     with Engine.load([smollm2_path], settings) as engine:
         stress = Stress(engine)
         threads = [threading.Thread(target=stress.run, args=(n,)) for n in range(16)]

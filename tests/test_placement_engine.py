@@ -330,7 +330,7 @@ def test_a_device_without_room_is_named_and_told_from_other_failures(
     reason="90 GiB may be had, or promised, here",
 )
 def test_a_context_beyond_all_ram_is_out_of_memory(smollm2_path: Path) -> None:
-    settings = EngineSettings(context=8192, parallel=256, cached=0, kv_type="f32", threads=1)
+    settings = EngineSettings(context=8192, parallel=256, kv_type="f32", threads=1)
     with pytest.raises(OutOfMemoryError, match=r"RAM has no room for .* GiB") as refused:
         Engine.load([smollm2_path], settings)
     assert refused.value.device == "CPU"

@@ -175,9 +175,8 @@ def test_a_model_is_planned_for_this_machine_unless_told_how() -> None:
 
 
 def test_as_many_streams_as_llama_cpp_has_can_be_planned() -> None:
-    with Chat.load("demo", request=PlanRequest(context=256, parallel=255)) as loaded:
-        settings = loaded.engine.settings
-        assert (settings.parallel, settings.cached) == (255, 1)
+    with Chat.load("demo", request=PlanRequest(context=256, parallel=256)) as loaded:
+        assert loaded.engine.settings.parallel == 256
 
 
 def test_a_plan_that_can_not_be_is_an_error_and_no_load(smollm2_path: Path) -> None:

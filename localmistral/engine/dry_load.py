@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from localmistral.engine.buffers import DeviceBuffers, LoadReport, read_report
+from localmistral.engine.embedding import Embedder, only_embeds
 from localmistral.engine.model import Context, Model, fit_settings
 from localmistral.engine.offload import name_buffers
 from localmistral.engine.settings import EngineSettings
@@ -25,9 +26,22 @@ def dry_load(files: Sequence[Path], settings: EngineSettings) -> LoadReport:
     """
     model = Model(files, settings, is_dry=True)
     try:
+        if only_embeds(model):
+            return _measure_embedder(model, settings)
         fitted = fit_settings(settings, model)
-        context = Context(model, fitted, fitted.parallel + fitted.cached)
+        context = Context(model, fitted)
         context.close()
         return read_report(model.log + context.log, name_buffers(fitted))
     finally:
         model.close()
+
+
+def _measure_embedder(model: Model, settings: EngineSettings) -> LoadReport:
+    """With the longest text that `settings` allow. The log's output buffer is that of a few rows:
+    a real one has a row for each token."""
+    embedder = Embedder(model, settings)
+    try:
+        log = embedder.prepare(settings.context)
+    finally:
+        embedder.close()
+    return read_report([*model.log, *log], name_buffers(settings))

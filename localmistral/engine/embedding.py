@@ -1,7 +1,13 @@
 """Embeddings: texts to vectors, by a model that was made for that.
 
-An `Embedder` has a context of its own beside the one that generates; the weights are shared. Its
-calls may come from any thread, one runs at a time. Knows nothing of HTTP.
+An `Embedder` has a context of its own, the only one of a model that can't write; beside one that
+generates the weights are shared. Its calls may come from any thread, one runs at a time. Knows
+nothing of HTTP.
+
+Its memory is that of its batch: `fit.embedding` says how much, 512 tokens at first, for BERT of
+110 M parameters 85 MiB. A longer text makes it grow for good, to at most what a batch of
+`settings.context` tokens takes. Plans count all of that for models that only embed; beside a
+context that generates it isn't planned, and is taken only when somebody asks for embeddings.
 """
 
 import ctypes
@@ -13,23 +19,20 @@ import numpy as np
 import numpy.typing as npt
 
 from localmistral.engine.failures import explain_context
-from localmistral.engine.library import capture_log, explain, llama
+from localmistral.engine.library import LogLine, capture_log, explain, llama
+from localmistral.engine.metrics import EngineMetrics
 from localmistral.engine.model import Model
 from localmistral.engine.offload import name_buffers
 from localmistral.engine.settings import EngineSettings
 from localmistral.engine.threads import ThreadCount
-from localmistral.errors import ContextOverflowError, EngineError
+from localmistral.errors import ContextOverflowError, EngineError, ModelFileError
+from localmistral.fit.embedding import batch_for, uses_flash_attention
+from localmistral.models.shape import ENCODER_ARCHITECTURES, VECTOR_POOLINGS
 
 Vectors = npt.NDArray[np.float32]
 
 MAX_SEQUENCES = 32
 """Texts in one batch: short ones together use the machine as well as a long one does."""
-_SMALLEST_CAPACITY = 512
-"""Tokens a batch holds at first. A text has to fit into one batch, since its vector is pooled
-there, and graphs grow with the batch: so it grows only when a longer text comes."""
-_POOLINGS = frozenset(("1", "2", "3"))
-"""llama.h: enum llama_pooling_type, MEAN, CLS and LAST; NONE gives no vector of a whole text, and
-RANK gives a score."""
 _MAX_VALUE_BYTES = 64
 _SMALLEST_LENGTH = np.float32(1e-30)
 """Stands for 0, which can't be divided by."""
@@ -39,15 +42,27 @@ class Embedder:
     """Owns its context. Close it before the model is freed."""
 
     def __init__(self, model: Model, settings: EngineSettings) -> None:
-        """`settings.context` bounds the length of a text; memory is taken when the first comes."""
+        """`settings.context` bounds the length of a text; memory is taken when the first comes, or
+        by `prepare`."""
         self.size = int(llama.llama_model_n_embd_out(model.pointer))
         self.limit = settings.context
+        self._texts = self._tokens = 0
         self._model: Model | None = model
         self._settings = settings
         self._lock = threading.Lock()
         self._context: Any = None
         self._batch: Any = None
         self._capacity = 0
+        self._log: Sequence[LogLine] = ()
+
+    def prepare(self, tokens: int = 1) -> Sequence[LogLine]:
+        """Take the memory for texts of `tokens`; what llama.cpp said of it.
+
+        Raises OutOfMemoryError where a device has no room, EngineError for anything else.
+        """
+        with self._lock:
+            self._reserve(tokens)
+        return self._log
 
     def embed(self, texts: Sequence[Sequence[int]]) -> Vectors:
         """The vectors of `texts` (token ids, not empty), in order, shape (texts, `size`), each of
@@ -71,7 +86,13 @@ class Embedder:
                 rows = [texts[first + n] for n in range(batch)]
                 found[first : first + batch] = self._compute(rows)
                 first += batch
+            self._texts += len(texts)
+            self._tokens += sum(map(len, texts))
         return normalise(found)
+
+    def metrics(self) -> EngineMetrics:
+        """Texts as requests, and their tokens."""
+        return EngineMetrics(requests=self._texts, finished=self._texts, prompt_tokens=self._tokens)
 
     def _reserve(self, tokens: int) -> None:
         """A context whose batch holds a text of `tokens`."""
@@ -80,14 +101,12 @@ class Embedder:
         if self._context is not None and tokens <= self._capacity:
             return
         self._free()
-        capacity = _SMALLEST_CAPACITY
-        while capacity < tokens:
-            capacity *= 2
-        with capture_log() as log:
+        capacity = batch_for(tokens)
+        with capture_log() as self._log:
             context = llama.llama_init_from_model(self._model.pointer, self._params(capacity))
         if not context:
             devices = name_buffers(self._settings)
-            raise explain_context(capacity, capacity // 2, log, devices)
+            raise explain_context(capacity, capacity // 2, self._log, devices)
         self._context, self._capacity = context, capacity
         self._batch = llama.llama_batch_init(capacity, 0, 1)
 
@@ -98,6 +117,11 @@ class Embedder:
         params.kv_unified = True
         params.no_perf = True
         params.embeddings = True
+        params.flash_attn_type = (
+            llama.LLAMA_FLASH_ATTN_TYPE_AUTO
+            if uses_flash_attention(capacity)
+            else llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         params.n_threads = params.n_threads_batch = ThreadCount(self._settings.threads).current
         return params
 
@@ -151,7 +175,25 @@ def normalise(vectors: Vectors) -> Vectors:
 def makes_embeddings(model: Model) -> bool:
     """Whether the file says how the vectors of its tokens become that of a text."""
     architecture = _read_value(model, "general.architecture")
-    return _read_value(model, f"{architecture}.pooling_type") in _POOLINGS
+    pooling = _read_value(model, f"{architecture}.pooling_type")
+    return pooling in map(str, VECTOR_POOLINGS)
+
+
+def only_embeds(model: Model) -> bool:
+    """Whether that is all it can do: by the file, as `ModelShape.only_embeds` has it.
+
+    Raises ModelFileError for a model that can't do that either: such as rerankers.
+    """
+    architecture = _read_value(model, "general.architecture")
+    is_causal = _read_value(model, f"{architecture}.attention.causal") != "false"
+    looks_ahead = architecture in ENCODER_ARCHITECTURES or not is_causal
+    if looks_ahead and not makes_embeddings(model):
+        raise ModelFileError(
+            f"The model ({architecture}) reads texts in both directions and names no pooling, so "
+            "it can neither write nor make embeddings.",
+            "Use a GGUF file of a chat or an embedding model.",
+        )
+    return looks_ahead
 
 
 def _read_value(model: Model, key: str) -> str:

@@ -11,11 +11,12 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from localmistral.engine.buffers import LoadReport, read_report
-from localmistral.engine.embedding import Embedder, makes_embeddings
+from localmistral.engine.embedding import Embedder, makes_embeddings, only_embeds
 from localmistral.engine.jobs import Job
 from localmistral.engine.library import has_gpu, logger
 from localmistral.engine.metrics import EngineMetrics
@@ -25,7 +26,7 @@ from localmistral.engine.scheduler import Scheduler
 from localmistral.engine.settings import EngineSettings, Request
 from localmistral.engine.stream import Channel, Stream
 from localmistral.engine.tokenizer import Tokenizer
-from localmistral.errors import ContextOverflowError, EngineError
+from localmistral.errors import BadRequestError, ContextOverflowError, EngineError
 
 _POLL_S = 0.1
 
@@ -73,7 +74,8 @@ class Engine:
         """Queue `request`; returns at once.
 
         Raises ContextOverflowError when the prompt leaves no room for an answer, BusyError when
-        the queue is full, EngineError when the engine is closed.
+        the queue is full, EngineError when the engine is closed, BadRequestError for a model that
+        only makes embeddings.
         """
         self._check(request)
         channel = Channel()
@@ -98,6 +100,7 @@ class Engine:
             )
         self._tokenizer.check(request.prompt, param="prompt")
         self._tokenizer.check(list(request.sampling.logit_bias), param="logit_bias")
+        self._tokenizer.check(request.stop_tokens, param="stop_token_ids")
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids of `text`, without BOS; control-token text counts only with `parse_special`."""
@@ -133,7 +136,7 @@ class Engine:
         return self._thread.is_serving
 
     def metrics(self) -> EngineMetrics:
-        return self._thread.open_scheduler().metrics()
+        return self._thread.metrics()
 
     def close(self) -> None:
         """Cancel what runs, end the thread and free the memory; safe to call twice."""
@@ -159,7 +162,8 @@ class _EngineThread(threading.Thread):
         self._files = files
         self.settings = settings
         self._on_progress = on_progress
-        self._stopped = False
+        self._stopped = threading.Event()
+        self._context: Context | None = None
         self._scheduler: Scheduler | None = None
         self.ready = threading.Event()
         self.error: BaseException | None = None
@@ -170,13 +174,22 @@ class _EngineThread(threading.Thread):
         self.limit = 0
 
     def open_scheduler(self) -> Scheduler:
-        if self._scheduler is None:
-            raise EngineError("The engine is closed.")
-        return self._scheduler
+        if self._scheduler is not None:
+            return self._scheduler
+        if self.is_serving:
+            raise BadRequestError(
+                "The model makes embeddings, it writes no text.", "Use a chat model.", param="model"
+            )
+        raise EngineError("The engine is closed.")
+
+    def metrics(self) -> EngineMetrics:
+        if self._scheduler is None and self.embedder is not None:
+            return self.embedder.metrics()
+        return self.open_scheduler().metrics()
 
     def stop(self) -> None:
         """End the load or the serving, and wait until the memory is free."""
-        self._stopped = True
+        self._stopped.set()
         scheduler = self._scheduler
         if scheduler is not None:
             scheduler.close()
@@ -185,17 +198,13 @@ class _EngineThread(threading.Thread):
 
     def run(self) -> None:
         model: Model | None = None
-        context: Context | None = None
         try:
             model = Model(self._files, self.settings, self._report)
-            self.settings = fit_settings(self.settings, model)
             self.limit = model.trained_context
-            sequences = self.settings.parallel + self.settings.cached
-            context = Context(model, self.settings, sequences)
-            self.report = read_report(model.log + context.log, name_buffers(self.settings))
-            if makes_embeddings(model):
-                self.embedder = Embedder(model, self.settings)
-            self._serve(model, context)
+            if only_embeds(model):
+                self._embed(model)
+            else:
+                self._generate(model)
         except BaseException as error:  # noqa: BLE001  (raised by `load`, or logged)
             self._note(error)
         finally:
@@ -204,23 +213,43 @@ class _EngineThread(threading.Thread):
                 self.tokenizer.close()
             if self.embedder is not None:
                 self.embedder.close()
-            if context is not None:
-                context.close()
+            if self._context is not None:
+                self._context.close()
             if model is not None:
                 model.close()
             self.ready.set()
 
-    def _serve(self, model: Model, context: Context) -> None:
+    def _generate(self, model: Model) -> None:
+        self.settings = fit_settings(self.settings, model)
+        self._context = Context(model, self.settings)
+        self.report = read_report(model.log + self._context.log, name_buffers(self.settings))
+        if makes_embeddings(model):
+            self.embedder = Embedder(model, self.settings)
         self.tokenizer = Tokenizer(model.vocabulary)
-        assert self.report is not None
         self._scheduler = Scheduler(
-            model, context, self.tokenizer, self.settings, offloaded=self.report.is_offloaded
+            model,
+            self._context,
+            self.tokenizer,
+            self.settings,
+            offloaded=self.report.is_offloaded,
         )
-        if self._stopped:
+        if self._stopped.is_set():
             return
         self.is_serving = True
         self.ready.set()
         self._scheduler.run()
+
+    def _embed(self, model: Model) -> None:
+        """Callers compute on their own threads; this one holds the model for them."""
+        context = min(self.settings.context, self.limit)
+        self.settings = replace(self.settings, context=context, parallel=1)
+        self.embedder = Embedder(model, self.settings)
+        log = self.embedder.prepare()
+        self.report = read_report([*model.log, *log], name_buffers(self.settings))
+        self.tokenizer = Tokenizer(model.vocabulary)
+        self.is_serving = True
+        self.ready.set()
+        self._stopped.wait()
 
     def _note(self, error: BaseException) -> None:
         if self.ready.is_set():
@@ -231,7 +260,7 @@ class _EngineThread(threading.Thread):
     def _report(self, done: float) -> bool:
         if self._on_progress is not None:
             self._on_progress(done)
-        return not self._stopped
+        return not self._stopped.is_set()
 
 
 def _round_up(tokens: int) -> int:

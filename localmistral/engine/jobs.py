@@ -7,8 +7,9 @@ import time
 
 import numpy as np
 
+from localmistral.engine.prefixes import Tokens
 from localmistral.engine.sampling import Sampler, TokenProbability
-from localmistral.engine.sequences import Sequence, Tokens
+from localmistral.engine.sequences import Sequence
 from localmistral.engine.settings import Request
 from localmistral.engine.stream import (
     Channel,
@@ -50,6 +51,12 @@ class Job:
     def is_prefilling(self) -> bool:
         return not self.generated or len(self.pending) > 1 + self.guesses
 
+    @property
+    def place(self) -> Sequence:
+        """The sequence of a request that was started."""
+        assert self.sequence is not None
+        return self.sequence
+
     def start(self, sequence: Sequence, sampler: Sampler) -> None:
         """The request leaves the queue; `sequence` already holds the reused beginning."""
         self.sequence, self.sampler = sequence, sampler
@@ -60,9 +67,8 @@ class Job:
 
     def restart(self) -> None:
         """The memory was lost from `sequence.length` on: compute the rest again."""
-        assert self.sequence is not None
         known = np.concatenate([self.prompt, np.asarray(self.generated, np.int32)])
-        self.pending, self.guesses = known[self.sequence.length :], 0
+        self.pending, self.guesses = known[self.place.length :], 0
 
     def emit(
         self, tokenizer: Tokenizer, token: int, probability: TokenProbability | None, context: int
@@ -74,14 +80,14 @@ class Job:
         was_in_thinking = self._in_thinking
         if self.request.thinking is not None and token in self.request.thinking:
             self._in_thinking = token == self.request.thinking[0]
-        if tokenizer.is_end(token) and not self.request.ignore_eos:
+        if self._ends_with(tokenizer, token):
             return "stop"
         if tokenizer.is_control(token):
             self._emit_held()
             text = tokenizer.piece(token).decode("utf-8", "replace")
             self._put(TokenEvent(token=token, text=text, control=True, probability=probability))
         else:
-            seek = not (was_in_thinking or self._in_thinking)
+            seek = not (was_in_thinking or self._in_thinking or self._is_short)
             text = self._text.push(tokenizer.piece(token), seek=seek)
             self._put(TokenEvent(token=token, text=text, probability=probability))
         if self._text.stop_text is not None:
@@ -90,6 +96,20 @@ class Job:
         limit = self.request.max_tokens
         full = used >= context or (limit is not None and len(self.generated) >= limit)
         return "length" if full else None
+
+    def list_held_back(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """The tokens that would end the answer before it is as long as it has to be."""
+        if not self.request.min_tokens:
+            return ()
+        return (*tokenizer.list_ends(), *self.request.stop_tokens)
+
+    @property
+    def _is_short(self) -> bool:
+        return len(self.generated) < self.request.min_tokens
+
+    def _ends_with(self, tokenizer: Tokenizer, token: int) -> bool:
+        is_own_end = tokenizer.is_end(token) and not self.request.ignore_eos
+        return is_own_end or token in self.request.stop_tokens
 
     def flush(self) -> None:
         """Let out what is held back: something else comes in between."""

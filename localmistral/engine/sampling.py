@@ -41,10 +41,16 @@ class Sampler:
         *,
         constraint: Constraint | None = None,
         top_logprobs: int | None = None,
+        min_tokens: int = 0,
+        held_back: Sequence[int] = (),
     ) -> None:
+        """None of `held_back` is chosen among the first `min_tokens`, unless nothing else is
+        left."""
         self.seed = secrets.randbelow(MAX_SEED) if sampling.seed is None else sampling.seed
         self._constraint = constraint
         self._top_logprobs = top_logprobs
+        self._held_back = np.asarray(held_back, np.int64)
+        self._still_held = min_tokens if held_back else 0
         self._bias = sampling.logit_bias
         self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         for sampler in _make_samplers(vocabulary, sampling, self.seed):
@@ -64,7 +70,7 @@ class Sampler:
 
     def sample(self, context: Context, row: int) -> tuple[int, TokenProbability | None]:
         """Choose from the logits of `row`; raises EngineError when no token is allowed."""
-        if self._constraint is None and self._top_logprobs is None:
+        if self._constraint is None and self._top_logprobs is None and not self._still_held:
             token = int(llama.llama_sampler_sample(self._chain, context.pointer, row))
             self._check_choice(token, context.logit(row, token))
             return token, None
@@ -76,6 +82,8 @@ class Sampler:
             self._constraint.mask(logits)
             if not np.isfinite(logits.max()):
                 raise EngineError("The constraint leaves no token to go on with.")
+        if self._still_held:
+            self._hold_back(logits)
         token = int(llama.llama_sampler_sample(self._chain, context.pointer, row))
         self._check_choice(token, float(logits[token]))
         if self._constraint is not None:
@@ -84,6 +92,13 @@ class Sampler:
             return token, None
         return token, _report(token, probabilities, self._top_logprobs or 0)
 
+    def _hold_back(self, logits: Logits) -> None:
+        self._still_held -= 1
+        kept = logits[self._held_back]
+        logits[self._held_back] = -np.inf
+        if not np.isfinite(logits.max()):  # a complete form ends, however short it is
+            logits[self._held_back] = kept
+
     def _check_choice(self, token: int, logit: float) -> None:
         """llama.cpp chooses a token even when all are forbidden, or when it computed nonsense."""
         if math.isnan(logit) or math.isinf(logit) or self._bias.get(token) == -math.inf:
@@ -91,6 +106,7 @@ class Sampler:
 
     def accept(self, token: int) -> None:
         """Note a token that was not sampled but put into the answer."""
+        self._still_held = max(0, self._still_held - 1)
         llama.llama_sampler_accept(self._chain, token)
         if self._constraint is not None:
             self._constraint.accept(token)

@@ -15,14 +15,21 @@ import numpy as np
 from localmistral.engine.jobs import Job
 from localmistral.engine.library import explain, forget_complaints
 from localmistral.engine.metrics import EngineMetrics, Totals
-from localmistral.engine.model import ABORTED, DECODED, NO_ROOM, Context, Model
+from localmistral.engine.model import ABORTED, DECODED, Context, Model
 from localmistral.engine.pace import Pace, share_prompt
 from localmistral.engine.sampling import Sampler
-from localmistral.engine.sequences import SequenceCache
+from localmistral.engine.sequences import Sequence, SequenceCache
 from localmistral.engine.settings import EngineSettings
 from localmistral.engine.stream import FinishReason
 from localmistral.engine.tokenizer import Tokenizer
 from localmistral.errors import BusyError, EngineError
+
+LONGEST_BRIDGE = 2
+"""Idle sequences between two that compute, up to which a row for each beats a pass of its own: on
+the CPU a row of a small model takes about as long, of a large one a fraction."""
+
+_Part = tuple[Job, int, int]
+"""A job, how many of its pending tokens a step computes, and the logits wanted at their end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +53,19 @@ class Scheduler:
         self._settings = settings
         self._cache = SequenceCache(
             context,
-            settings.parallel + settings.cached,
+            settings.parallel,
             settings.context,
             partial=model.keeps_every_position,
             window=model.window,
+            stored_bytes=settings.stored_bytes,
         )
         self._pace = Pace(context.capacity, offloaded=offloaded)
         self._lock = threading.Condition()
         self._waiting: collections.deque[Job] = collections.deque()
         self._running: list[Job] = []
         self._decoding: list[_Share] = []
+        self._bridged: list[Sequence] = []
+        self._can_bridge = model.keeps_every_position and not model.window
         self._spared_last = False
         self._closing = False
         self._totals = Totals()
@@ -157,12 +167,11 @@ class Scheduler:
         )
         started_s = time.monotonic()
         code = self._decode(shares)
+        self._cut_bridges()
         if code == DECODED:
             self._measure(shares, time.monotonic() - started_s)
             for share in shares:
                 self._take_result(share)
-        elif code == NO_ROOM:
-            self._make_room(shares)
         else:
             self._undo(shares, code)
 
@@ -185,6 +194,7 @@ class Scheduler:
             sampler = Sampler(
                 self._model.vocabulary, request.sampling,
                 constraint=request.constraint, top_logprobs=request.top_logprobs,
+                min_tokens=request.min_tokens, held_back=job.list_held_back(self._tokenizer),
             )  # fmt: skip
             job.sampler = sampler  # from here on, whatever happens, it will be freed
             sequence = self._cache.acquire(job.prompt, reuse=request.cache_prompt)
@@ -196,38 +206,75 @@ class Scheduler:
             self._totals.add(prompt_tokens=len(job.prompt), cached_tokens=job.cached_tokens)
 
     def _fill_batch(self) -> list[_Share]:
+        """The next step's tokens, with their sequences in ascending order: llama.cpp computes
+        neighbours at once, and what comes after a gap by itself."""
         self._context.clear_batch()
+        parts = self._pick_answers()
+        parts += self._pick_prompts(self._context.capacity - sum(count for _, count, _ in parts))
+        parts.sort(key=lambda part: part[0].place.number)
+        spare = self._context.capacity - sum(count for _, count, _ in parts)
+        shares: list[_Share] = []
+        for job, count, logits in parts:
+            if shares:
+                spare -= self._bridge(shares[-1].job.place, job.place, spare)
+            shares.append(self._add(job, count, logits))
+        return shares
+
+    def _pick_answers(self) -> list[_Part]:
+        """The next token of every answer, and what is guessed to follow."""
         writing = [job for job in self._running if not job.is_prefilling]
-        reading = [job for job in self._running if job.is_prefilling]
         spare = self._context.capacity - len(writing)
-        shares = []
+        parts = []
         for job in writing:
             guesses = min(job.guesses, spare)
             spare -= guesses
-            shares.append(self._add(job, 1 + guesses, 1 + guesses))
+            parts.append((job, 1 + guesses, 1 + guesses))
+        return parts
+
+    def _pick_prompts(self, room: int) -> list[_Part]:
+        """As much of the prompts as the step has time for, and `room`."""
+        reading = [job for job in self._running if job.is_prefilling]
         with self._lock:
             company = len(self._running) + len(self._waiting) > 1
-        budget = min(
-            self._pace.budget(
-                writing=bool(writing),
-                company=company,
-                steady=any(job.request.sampling.is_repeatable for job in reading),
-            ),
-            self._context.capacity - self._context.rows,
+        budget = self._pace.budget(
+            sum(len(job.pending) for job in reading),
+            writing=len(reading) < len(self._running),
+            company=company,
+            steady=any(job.request.sampling.is_repeatable for job in reading),
         )
-        grants = share_prompt(budget, [len(job.pending) for job in reading])
-        for job, count in zip(reading, grants, strict=True):
-            if count:
-                shares.append(self._add(job, count, int(count == len(job.pending))))
-        return shares
+        grants = share_prompt(min(budget, room), [len(job.pending) for job in reading])
+        return [
+            (job, count, int(count == len(job.pending)))
+            for job, count in zip(reading, grants, strict=True)
+            if count
+        ]
+
+    def _bridge(self, low: Sequence, high: Sequence, room: int) -> int:
+        """Join two parts of the batch over a short gap, by a token in each sequence between them
+        that is cut off after the step: a row costs less than another pass over the weights.
+        Returns the number of rows."""
+        gap = self._cache.find_between(low.number, high.number)
+        longest = min(max(low.length, high.length) + 1, self._settings.context)
+        if (
+            len(gap) > min(LONGEST_BRIDGE, room)
+            or not self._can_bridge
+            or any(sequence.length >= longest for sequence in gap)  # attention goes by the longest
+        ):
+            return 0
+        for sequence in gap:
+            self._context.add(sequence.number, sequence.length, (0,), logits=0)
+        self._bridged += gap
+        return len(gap)
 
     def _add(self, job: Job, count: int, logits: int) -> _Share:
-        sequence = job.sequence
-        assert sequence is not None
-        first = self._context.add(
-            sequence.number, sequence.length, job.pending[:count], logits=logits
-        )
+        place = job.place
+        first = self._context.add(place.number, place.length, job.pending[:count], logits=logits)
         return _Share(job, count, first + count - logits, logits)
+
+    def _cut_bridges(self) -> None:
+        for sequence in self._bridged:
+            self._cache.truncate(sequence, sequence.length)
+        self._bridged = []
 
     def _decode(self, shares: list[_Share]) -> int:
         with self._lock:
@@ -253,9 +300,8 @@ class Scheduler:
             self._totals.add_step(step_s)
 
     def _take_result(self, share: _Share) -> None:
-        job, sequence = share.job, share.job.sequence
-        assert sequence is not None
-        sequence.append(job.pending[: share.count])
+        job = share.job
+        job.place.append(job.pending[: share.count])
         if not share.logits:
             job.pending = job.pending[share.count :]
             return
@@ -266,8 +312,7 @@ class Scheduler:
 
     def _choose_tokens(self, share: _Share) -> None:
         """Sample at the share's last rows; beyond the first as long as the guesses come true."""
-        job, sequence, sampler = share.job, share.job.sequence, share.job.sampler
-        assert sequence is not None
+        job, sequence, sampler = share.job, share.job.place, share.job.sampler
         assert sampler is not None
         guessed = job.pending[share.count - share.logits + 1 : share.count]
         confirmed = sequence.length - len(guessed)
@@ -308,33 +353,21 @@ class Scheduler:
     def _continue(self, job: Job, chosen: list[int]) -> None:
         """Set up the next step of `job`: the tokens just chosen, and guesses behind them."""
         guesses: Items[int] = ()
-        sequence = job.sequence
-        assert sequence is not None
         can_guess = len(chosen) == 1 and self._model.keeps_every_position
         if job.request.proposer is not None and can_guess:
-            room = self._settings.context - sequence.length - 1
+            room = self._settings.context - job.place.length - 1
             known = [*job.request.prompt, *job.generated]
             guesses = list(job.request.proposer.propose(known))[: max(0, room)]
             self._tokenizer.check(guesses)
         job.pending = np.asarray([*chosen, *guesses], np.int32)
         job.guesses = len(guesses)
 
-    def _make_room(self, shares: list[_Share]) -> None:
-        """Memory is full: drop a stored prefix and try again, else end the youngest request."""
-        if not self._cache.evict():
-            youngest = shares[-1].job
-            self._fail(
-                youngest,
-                EngineError(f"The context of {self._context.cells} tokens has no room left."),
-            )
-
     def _undo(self, shares: list[_Share], code: int) -> None:
         """Cut off what an aborted or failed step left in memory; a failure ends its requests."""
         for share in shares:
-            job, sequence = share.job, share.job.sequence
-            assert sequence is not None
-            self._cache.truncate(sequence, sequence.length)
-            job.restart()
+            place = share.job.place
+            self._cache.truncate(place, place.length)
+            share.job.restart()
         if code != ABORTED:
             error = EngineError(explain(f"A decode step of {len(shares)} requests failed ({code})"))
             for share in shares:

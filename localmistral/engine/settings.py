@@ -28,7 +28,7 @@ Logits = npt.NDArray[np.float32]
 _LOAD_RANGES = (
     ("context", 1, 2**24),
     ("parallel", 1, 256),
-    ("cached", 0, 255),
+    ("stored_bytes", 0, 2**50),
     ("queue", 1, 100_000),
     ("batch", 1, 65_536),
     ("ubatch", 1, 65_536),
@@ -48,9 +48,10 @@ class EngineSettings:
 
     `context` is tokens per stream, `parallel` the number of streams that generate at once,
     `batch` the most tokens of one decode call and `ubatch` of one graph; 0 threads means the
-    physical cores. `queue` is how many requests may wait. `cached` more sequences keep prefixes
-    of earlier requests. `gpu_layers` is -1 for all of them. `repack` lets the CPU copy weights into
-    a layout that is faster for it, which takes their size in memory once more.
+    physical cores. `queue` is how many requests may wait. Up to `stored_bytes` of RAM keep what
+    earlier requests computed and later ones overwrote. `gpu_layers` is -1 for all of them.
+    `repack` lets the CPU copy weights into a layout that is faster for it, which takes their size
+    in memory once more.
 
     `devices` are names as ggml reports them (`CUDA0`, `RPC1`), in the order of `tensor_split`;
     empty leaves the choice to llama.cpp, ("CPU",) uses no other device at all. `tensor_split` are
@@ -61,7 +62,7 @@ class EngineSettings:
 
     context: int = 4096
     parallel: int = 1
-    cached: int = 3
+    stored_bytes: int = 1 << 30
     queue: int = 64
     batch: int = 2048
     ubatch: int = 512
@@ -270,7 +271,8 @@ class Request:
     `cache_prompt` False computes the prompt cold, so that the text depends on nothing that ran
     before. Between the two tokens of `thinking` no stop string is looked for; `in_thinking` says
     that the prompt ends between them. `top_logprobs` None reports no log-probabilities, 0 those
-    of the chosen tokens alone.
+    of the chosen tokens alone. `stop_tokens` end the answer as the model's own ends do, and are no
+    part of it; before `min_tokens` tokens nothing ends it, unless its constraint allows no more.
     """
 
     prompt: tuple[int, ...]
@@ -280,6 +282,8 @@ class Request:
     cache_prompt: bool = True
     top_logprobs: int | None = None
     ignore_eos: bool = False
+    min_tokens: int = 0
+    stop_tokens: tuple[int, ...] = ()
     thinking: tuple[int, int] | None = None
     in_thinking: bool = False
     constraint: Constraint | None = None
@@ -291,6 +295,13 @@ class Request:
             raise BadRequestError("The prompt has 0 tokens, it needs at least 1.", param="prompt")
         if self.max_tokens is not None:
             _check_range("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        most = MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        _check_range("min_tokens", self.min_tokens, 0, most)
+        if len(self.stop_tokens) > MAX_STOPS:
+            raise BadRequestError(
+                f"There are {len(self.stop_tokens)} stop tokens, at most {MAX_STOPS} are taken.",
+                param="stop_token_ids",
+            )
         if self.top_logprobs is not None:
             _check_range("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
         if len(self.stop) > MAX_STOPS:

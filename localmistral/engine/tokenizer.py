@@ -23,6 +23,8 @@ _STACK_PER_CHARACTER = 2048
 the process. A match is at most about three runs long, so this doubles what was measured."""
 _LONGEST_RUN = 250_000
 """Longer runs are cut here (512 MB of stack); a word of this length is not text any more."""
+_PROBE = "a"
+"""A text that no vocabulary takes for its BOS."""
 
 
 class Tokenizer:
@@ -38,8 +40,10 @@ class Tokenizer:
         self.eos = int(llama.llama_vocab_eos(vocabulary))
         self.adds_bos = bool(llama.llama_vocab_get_add_bos(vocabulary))
         self.adds_eos = bool(llama.llama_vocab_get_add_eos(vocabulary))
+        self._frame: tuple[list[int], list[int]] | None = None
         self._control: dict[int, bool] = {}
         self._ends: dict[int, bool] = {}
+        self._all_ends: tuple[int, ...] | None = None
 
     def close(self) -> None:
         """Wait until nobody uses the vocabulary, and let nobody use it again."""
@@ -64,12 +68,32 @@ class Tokenizer:
             self._ends[token] = known
         return known
 
+    def list_ends(self) -> tuple[int, ...]:
+        """All tokens that end a generation; looked for once."""
+        if self._all_ends is None:
+            is_end = llama.llama_vocab_is_eog
+            with self.hold() as vocabulary:
+                found = tuple(t for t in range(self.size) if is_end(vocabulary, t))
+            self._all_ends = found
+        return self._all_ends
+
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids of `text`, without BOS; control-token text counts only with `parse_special`."""
         tokens: list[int] = []
         for part in _cut_runs(text):
             tokens += self._encode_part(part, parse_special)
         return tokens
+
+    @property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """What llama.cpp puts before and behind a whole text: BOS and EOS, CLS and SEP, or none."""
+        if self._frame is None:
+            bare = self._call_tokenize(_PROBE, parse_special=False)
+            whole = self._call_tokenize(_PROBE, parse_special=False, add_special=True)
+            places = range(len(whole) - len(bare) + 1)
+            start = next(n for n in places if whole[n : n + len(bare)] == bare)
+            self._frame = whole[:start], whole[start + len(bare) :]
+        return self._frame
 
     def _encode_part(self, text: str, parse_special: bool) -> list[int]:
         run = _measure_run(text)
@@ -82,18 +106,20 @@ class Tokenizer:
         )
         return result
 
-    def _call_tokenize(self, text: str, parse_special: bool) -> list[int]:
+    def _call_tokenize(
+        self, text: str, parse_special: bool, *, add_special: bool = False
+    ) -> list[int]:
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise BadRequestError(
                 f"Character {error.start} of the text is half of a surrogate pair, not text."
             ) from error
-        capacity = len(data) + 2
+        capacity = len(data) + 2  # BOS and EOS
         buffer = (llama.llama_token * capacity)()
         with self.hold() as vocabulary:
             count = llama.llama_tokenize(
-                vocabulary, data, len(data), buffer, capacity, False, parse_special
+                vocabulary, data, len(data), buffer, capacity, add_special, parse_special
             )
         if count < 0:
             raise EngineError(f"llama.cpp could not tokenise a text of {len(data)} bytes.")

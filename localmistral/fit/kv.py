@@ -2,9 +2,9 @@
 
 By src/llama-kv-cache.cpp: a layer holds `cells` rows of keys and as many of values, one row having
 the elements of all its KV heads; latent attention (MLA) holds one row of keys and no values. The
-engine asks for one unified cache with full-size windows (llama.cpp's default `swa_full`), so a
-layer with a sliding window has as many cells as any other, and the number of sequences changes
-nothing. Each layer's share sits on the layer's device.
+engine asks for full-size windows (llama.cpp's default `swa_full`), so a layer with a sliding window
+has as many cells as any other; that every sequence has cells of its own changes nothing in the sum.
+Each layer's share sits on the layer's device.
 Doesn't know recurrent states (Mamba, RWKV), key lengths of their own in sliding layers, nor layers
 that share another one's cache (Gemma 3n): those come out too large, or not at all.
 """

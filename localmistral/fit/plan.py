@@ -15,8 +15,6 @@ DEFAULT_MIN_SPEED = 20.0
 DEFAULT_MIN_CONTEXT = 16 * 1024
 CONTEXT_AIM = 32 * 1024
 DEFAULT_DEPTH = 4096
-CACHED_SEQUENCES = 3
-"""Prefixes of earlier requests that the engine keeps beside its streams (its default)."""
 CONTEXT_MULTIPLE = 256
 
 
@@ -91,13 +89,13 @@ class PlanRequest:
 class Load:
     """How a context is made, apart from where things are: what memory and speed depend on.
 
-    `cells` is context x parallel, a multiple of 256: the KV cells that are reserved. `sequences`
-    are the streams and the cached prefixes: llama.cpp rounds its largest graph up to a multiple of
-    them, and keeps a row of logits for each.
+    `cells` is context x parallel, the KV cells that are reserved: each of the `sequences`, one a
+    stream, has its share, a multiple of 256. llama.cpp rounds its largest graph up to a multiple of
+    the sequences, and keeps a row of logits for each.
     """
 
     cells: int
-    sequences: int = 1 + CACHED_SEQUENCES
+    sequences: int = 1
     kv_type: str = "f16"
     batch: int = 2048
     ubatch: int = 512
@@ -152,7 +150,12 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything a load needs. `devices` are the cards in order, the CPU last."""
+    """Everything a load needs. `devices` are the cards in order, the CPU last.
+
+    `only_embeds`: the model makes embeddings and writes nothing. `context` is then the longest
+    text, there is no cache, `compute_bytes` is what texts of that length take, and speeds are 0:
+    none are predicted.
+    """
 
     model: str
     quant: str
@@ -175,3 +178,4 @@ class Plan:
     alternatives: tuple[Alternative, ...] = ()
     is_estimated: bool = False
     is_local: bool = False
+    only_embeds: bool = False

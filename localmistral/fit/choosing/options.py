@@ -23,7 +23,6 @@ from localmistral.fit.machine import Machine
 from localmistral.fit.memory import measure
 from localmistral.fit.placement import Placement
 from localmistral.fit.plan import (
-    CACHED_SEQUENCES,
     Candidate,
     DeviceMemory,
     Load,
@@ -128,7 +127,7 @@ class Options:
             self._kept.append(candidate)  # an id is one object's only while that lives
             load = Load(
                 cells=context * self.request.parallel,
-                sequences=self.request.parallel + CACHED_SEQUENCES,
+                sequences=self.request.parallel,
                 kv_type=kv_type,
                 batch=batch,
                 ubatch=ubatch,
@@ -211,7 +210,7 @@ class Options:
             cells = context * self.request.parallel
             load = Load(
                 cells=cells,
-                sequences=self.request.parallel + CACHED_SEQUENCES,
+                sequences=self.request.parallel,
                 kv_type=kv_type,
                 batch=batch,
                 ubatch=ubatch,

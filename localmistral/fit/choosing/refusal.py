@@ -20,7 +20,6 @@ from localmistral.fit.choosing.search import Limits, find_placement
 from localmistral.fit.memory import measure
 from localmistral.fit.placement import Placement, count_layers
 from localmistral.fit.plan import (
-    CACHED_SEQUENCES,
     DEFAULT_MIN_CONTEXT,
     DEFAULT_MIN_SPEED,
     Candidate,
@@ -117,7 +116,7 @@ def _closest(options: Options, candidate: Candidate) -> tuple[int, str, tuple[De
     batch, ubatch = choose_batches(options.request)
     load = Load(
         cells=context * options.request.parallel,
-        sequences=options.request.parallel + CACHED_SEQUENCES,
+        sequences=options.request.parallel,
         kv_type=kv_type,
         batch=batch,
         ubatch=ubatch,

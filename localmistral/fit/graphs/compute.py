@@ -85,14 +85,18 @@ def _with_margin(shape: ModelShape, size: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cache:
+    """`cells` are those of each of `sequences`."""
+
     cells: int
+    sequences: int
     kv_type: str
     flash_attention: bool
 
     @classmethod
     def of(cls, load: Load) -> "_Cache":
         return cls(
-            cells=pad_cells(load.cells),
+            cells=pad_cells(load.cells // load.sequences),
+            sequences=load.sequences,
             kv_type=load.kv_type,
             flash_attention=load.flash_attention,
         )
@@ -121,6 +125,7 @@ def _make_writer(
         tape=tape,
         tokens=tokens,
         cells=cache.cells,
+        sequences=cache.sequences,
         flash_attention=cache.flash_attention,
         is_kv_quantised=cache.kv_type not in ("f32", "f16", "bf16"),
         is_kv_f32=cache.kv_type == "f32",
@@ -235,7 +240,8 @@ def _cache_copies(dimensions: Dimensions, cache: _Cache) -> tuple[int, int]:
     which are copied a second time for that."""
     values = dimensions.key if dimensions.is_latent else dimensions.value
     keys, values = (row_bytes(cache.kv_type, size) for size in (dimensions.key, values))
-    return keys * cache.cells, values * cache.cells
+    cells = cache.cells * cache.sequences
+    return keys * cells, values * cells
 
 
 def host_compute_bytes(

@@ -22,7 +22,8 @@ _MIN_ROTATION = 64
 class GraphWriter:
     """Writes the graph of one device on a tape.
 
-    `tokens` are those of one ubatch, `cells` the cache's; `weights_in_ram` are the bytes, by name
+    `tokens` are those of one ubatch, `cells` those of one sequence's cache, of which the graph
+    reads `sequences`, each for its share of the tokens; `weights_in_ram` are the bytes, by name
     (`ffn_up`), of tensors that the device computes with though they are in RAM, `cache_bytes` the
     cache of such a layer, keys and values; `f16_cell_elements` of a cell of the cache are copied
     to f16 while attention runs.
@@ -32,6 +33,7 @@ class GraphWriter:
     tape: Tape
     tokens: int
     cells: int
+    sequences: int = 1
     flash_attention: bool = True
     is_kv_quantised: bool = False
     is_kv_f32: bool = False
@@ -227,6 +229,10 @@ class GraphWriter:
             return {}
         return {"k": side, "v": _MIN_ROTATION}
 
+    @property
+    def _all_cells(self) -> int:
+        return self.cells * self.sequences
+
     def _weigh(self, queries: int, size: int) -> int:
         """Attention over the cache: flash attention keeps no scores, the other way all of them."""
         tape, dims = self.tape, self.dimensions
@@ -235,12 +241,12 @@ class GraphWriter:
             scores = self._floats(dims.heads * self.cells)
             weights = tape.change(scores, tape.make(scores, *seen), *self._masks())
             if dims.is_latent:  # the values among the keys, transposed
-                return tape.make(size, tape.make(2 * dims.kv_lora * self.cells), weights)
+                return tape.make(size, tape.make(2 * dims.kv_lora * self._all_cells), weights)
             return tape.make(size, weights)
         if self.is_kv_f32:
             latent = dims.kv_lora if dims.is_latent else dims.value
-            seen += [tape.make(2 * elements * self.cells) for elements in (dims.key, latent)]
-        size += 2 * self.f16_cell_elements * self.cells
+            seen += [tape.make(2 * elements * self._all_cells) for elements in (dims.key, latent)]
+        size += 2 * self.f16_cell_elements * self._all_cells
         return tape.make(size, *seen, *self._masks())
 
     def _store(self, name: str, source: int, per_token: int = 1) -> None:
