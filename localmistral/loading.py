@@ -36,8 +36,7 @@ RETRY_SHARE = 0.9
 SAME_SHARE = 0.02
 """How far a size that failed may be from the planned one it is taken for: tensors are padded."""
 MAX_STORED_BYTES = 8 << 30
-"""Of the RAM a plan leaves free, at most so much keeps what earlier requests computed: some ten
-conversations of 32k tokens with Small 4."""
+"""Of the RAM a plan leaves free, at most so much keeps what earlier requests computed."""
 CPU = "CPU"
 
 OnNote = Callable[[str], None]

@@ -15,6 +15,7 @@ import argparse
 import statistics
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,14 @@ from localmistral.engine.sampling import Sampler
 SAMPLING = Sampling(seed=1)
 
 
+@dataclass(frozen=True, slots=True)
+class BareTimes:
+    """Seconds to the first token of each prompt, and of all steps after that."""
+
+    first_s: tuple[float, ...]
+    decode_s: float
+
+
 class BareLoop:
     """llama.cpp with as little Python around it as can be."""
 
@@ -35,18 +44,20 @@ class BareLoop:
         self._context = Context(self._model, settings)
         self._memory = llama.llama_get_memory(self._context.pointer)
 
-    def run(self, prompts: list[tuple[int, ...]], tokens: int) -> float:
-        """Seconds to generate `tokens` per prompt after the first one of each."""
+    def run(self, prompts: list[tuple[int, ...]], tokens: int) -> BareTimes:
+        """Generate `tokens` per prompt, computing one whole prompt after the other first."""
         context, decode, sample = self._context, llama.llama_decode, llama.llama_sampler_sample
         llama.llama_memory_clear(self._memory, False)
         samplers = [Sampler(self._model.vocabulary, SAMPLING) for _ in prompts]
         chains = [sampler._chain for sampler in samplers]
-        chosen = []
+        chosen, first_s = [], []
+        begun = time.perf_counter()
         for number, prompt in enumerate(prompts):
             context.clear_batch()
             row = context.add(number, 0, prompt, logits=1) + len(prompt) - 1
             assert context.decode() == 0
             chosen.append(sample(chains[number], context.pointer, row))
+            first_s.append(time.perf_counter() - begun)
         streams = range(len(prompts))
         positions = np.asarray([len(prompt) for prompt in prompts], np.int32)
         context.clear_batch()
@@ -60,10 +71,10 @@ class BareLoop:
             context._positions[: len(prompts)] = positions + step
             assert decode(pointer, batch) == 0
             chosen = [sample(chains[number], pointer, number) for number in streams]
-        seconds = time.perf_counter() - started
+        decode_s = time.perf_counter() - started
         for sampler in samplers:
             sampler.close()
-        return seconds
+        return BareTimes(tuple(first_s), decode_s)
 
     def close(self) -> None:
         self._context.close()
@@ -107,7 +118,9 @@ def compare(path: Path, streams: int, tokens: int, rounds: int) -> None:
             order = (0, 1) if number % 2 else (1, 0)
             for which in order:
                 seconds = (
-                    run_engine(engine, prompts, tokens) if which else bare.run(prompts, tokens)
+                    run_engine(engine, prompts, tokens)
+                    if which
+                    else bare.run(prompts, tokens).decode_s
                 )
                 if number:  # the first round only warms up
                     speeds[which].append(streams * (tokens - 1) / seconds)

@@ -10,6 +10,10 @@ that knows `ignore_eos`; llama.cpp's own comes as a wheel (xllamacpp, in an envi
     p.n_parallel = 16; p.n_ctx = 16 * 3072; p.cpuparams.n_threads = 2
     p.cpuparams_batch.n_threads = 2; xllamacpp.Server(p); time.sleep(1e6)
 
+With `--bare MODEL.gguf` a third column is llama.cpp called in a loop in this process, with nothing
+around it (see bench_engine.py): the same numbers of streams and tokens from the same prompts, which
+it computes whole, one after the other.
+
 Every round asks both with the same new prompts, so that no prefix is known to either. Figures are
 medians of the rounds; run it with nothing else running. The client is one thread with plain
 sockets: it shares the machine with the servers, and must cost both as little as can be.
@@ -19,19 +23,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import statistics
 import time
+import urllib.request
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from bench_engine import BareLoop
+
+from localmistral.engine import EngineSettings
 
 WORDS = ("river", "stone", "lamp", "seven", "window", "green", "paper", "north", "bread", "cloud")
 LONG_PROMPT_TOKENS = 2000
 LONG_AFTER_TOKENS = 24
 """Tokens of the running streams before the long prompt arrives."""
 RUNNING_BESIDE = 4
+CONTEXT = 3072
 
 
 @dataclass(slots=True)
@@ -162,36 +174,89 @@ async def run_second_turn(url: str, seed: int, *, tokens: int) -> dict[str, floa
     return {"second turn's first token ms": 1e3 * second.first_s}
 
 
-Scenario = Callable[[str, int], Coroutine[Any, Any, dict[str, float]]]
+Run = Callable[[int], dict[str, float]]
+"""One contestant's figures for a round, by the round's seed."""
 
 
-def make_scenarios(streams: Sequence[int], tokens: int) -> dict[str, Scenario]:
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is asked of a server in a round, by its URL and the round's seed; `streams` if it is
+    no more than so many answers at once."""
+
+    name: str
+    ask: Callable[[str, int], Coroutine[Any, Any, dict[str, float]]]
+    streams: int = 0
+
+    def bind(self, url: str) -> Run:
+        return lambda seed: asyncio.run(self.ask(url, seed))
+
+
+def make_scenarios(streams: Sequence[int], tokens: int) -> list[Scenario]:
     def of_streams(count: int) -> Scenario:
-        return lambda url, seed: run_streams(url, seed, streams=count, tokens=tokens)
-
-    found = {f"{count} streams": of_streams(count) for count in streams}
-    found["long prompt"] = lambda url, seed: run_long_prompt(url, seed, tokens=tokens)
-    found["second turn"] = lambda url, seed: run_second_turn(url, seed, tokens=tokens)
-    return found
-
-
-def compare(scenario: Scenario, ours: str, peer: str, rounds: int, seed: int) -> list[str]:
-    """A line a figure: both medians, and how many times better ours is (above 1 is better)."""
-    results: dict[str, list[dict[str, float]]] = {ours: [], peer: []}
-    for number in range(rounds + 1):
-        for url in (ours, peer) if number % 2 else (peer, ours):
-            measured = asyncio.run(scenario(url, seed + number))
-            if number:  # the first round only warms up
-                results[url].append(measured)
-    lines = []
-    for name in results[ours][0]:
-        a, b = ([found[name] for found in results[url]] for url in (ours, peer))
-        single = [x / y if name == "tokens/s" else y / x for x, y in zip(a, b, strict=True)]
-        lines.append(
-            f"{name:30} {statistics.median(a):10.1f} {statistics.median(b):10.1f}"
-            f"   {statistics.median(single):5.2f}  ({min(single):.2f}-{max(single):.2f})"
+        return Scenario(
+            f"{count} streams",
+            lambda url, seed: run_streams(url, seed, streams=count, tokens=tokens),
+            count,
         )
-    return lines
+
+    def ask_long(url: str, seed: int) -> Coroutine[Any, Any, dict[str, float]]:
+        return run_long_prompt(url, seed, tokens=tokens)
+
+    def ask_again(url: str, seed: int) -> Coroutine[Any, Any, dict[str, float]]:
+        return run_second_turn(url, seed, tokens=tokens)
+
+    several = [of_streams(count) for count in streams]
+    return [*several, Scenario("long prompt", ask_long), Scenario("second turn", ask_again)]
+
+
+def bind_bare(loop: BareLoop, ours: str, streams: int, tokens: int) -> Run:
+    """The bare loop's run of so many streams; the prompts are rendered by our server."""
+
+    def run(seed: int) -> dict[str, float]:
+        prompts = [_tokenize(ours, _question(seed * 100 + n)) for n in range(streams)]
+        times = loop.run(prompts, tokens)
+        return {
+            "tokens/s": streams * tokens / (times.first_s[-1] + times.decode_s),
+            "first token ms": 1e3 * statistics.median(times.first_s),
+            "per token ms": 1e3 * times.decode_s / (tokens - 1),
+        }
+
+    return run
+
+
+def _tokenize(url: str, messages: list[dict[str, str]]) -> tuple[int, ...]:
+    request = urllib.request.Request(
+        f"{url}/tokenize",
+        json.dumps({"messages": messages}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as answer:
+        return tuple(json.load(answer)["tokens"])
+
+
+def compare(runs: Sequence[Run], rounds: int, seed: int) -> list[str]:
+    """A line a figure: the medians, and how many times better the first one is (above 1 is
+    better), by the median of the rounds, their least and their largest."""
+    results: list[list[dict[str, float]]] = [[] for _ in runs]
+    for number in range(rounds + 1):
+        turn = range(len(runs))
+        for which in turn if number % 2 else reversed(turn):
+            measured = runs[which](seed + number)
+            if number:  # the first round only warms up
+                results[which].append(measured)
+    return [_describe(name, results) for name in results[0][0]]
+
+
+def _describe(name: str, results: Sequence[Sequence[dict[str, float]]]) -> str:
+    first, *others = ([found[name] for found in each] for each in results)
+    line = f"{name:30} {statistics.median(first):10.1f}"
+    for other in others:
+        single = [x / y if name == "tokens/s" else y / x for x, y in zip(first, other, strict=True)]
+        line += (
+            f" {statistics.median(other):10.1f}   {statistics.median(single):5.2f}"
+            f"  ({min(single):.2f}-{max(single):.2f})"
+        )
+    return line
 
 
 def main() -> None:
@@ -204,13 +269,25 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
+    parser.add_argument("--bare", type=Path, metavar="MODEL.gguf")
+    parser.add_argument("--threads", type=int, default=0, help="of the bare loop")
     arguments = parser.parse_args()
+    ours, rounds, seed = arguments.ours, arguments.rounds, arguments.seed
     streams = [int(count) for count in arguments.streams.split(",")]
-    print(f"{'':30} {'ours':>10} {'peer':>10}   better by (rounds)")
-    for name, scenario in make_scenarios(streams, arguments.tokens).items():
-        print(f"{name}:", flush=True)
-        lines = compare(scenario, arguments.ours, arguments.peer, arguments.rounds, arguments.seed)
-        print("\n".join(f"  {line}" for line in lines), flush=True)
+    bare = f" {'bare loop':>10}   better by (rounds)" if arguments.bare else ""
+    print(f"{'':32} {'ours':>10} {'peer':>10}   better by (rounds){bare}")
+    for scenario in make_scenarios(streams, arguments.tokens):
+        runs = [scenario.bind(url) for url in (ours, arguments.peer)]
+        with contextlib.ExitStack() as stack:
+            if arguments.bare and scenario.streams:
+                settings = EngineSettings(
+                    context=CONTEXT, parallel=scenario.streams, threads=arguments.threads
+                )
+                loop = stack.enter_context(contextlib.closing(BareLoop(arguments.bare, settings)))
+                runs.append(bind_bare(loop, ours, scenario.streams, arguments.tokens))
+            print(f"{scenario.name}:", flush=True)
+            for line in compare(runs, rounds, seed):
+                print(f"  {line}", flush=True)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,11 @@ class LoadReport:
         return next(found, DeviceBuffers(name=name))
 
     @property
+    def kv_bytes(self) -> int:
+        """The cache's, of all devices."""
+        return sum(buffers.kv_bytes for buffers in self.buffers)
+
+    @property
     def is_offloaded(self) -> bool:
         """Whether anything but the CPU computes."""
         return any(device != CPU for device in self.layer_devices)

@@ -223,6 +223,8 @@ class _EngineThread(threading.Thread):
         self.settings = fit_settings(self.settings, model)
         self._context = Context(model, self.settings)
         self.report = read_report(model.log + self._context.log, name_buffers(self.settings))
+        stored_bytes = min(self.settings.stored_bytes, self.report.kv_bytes)
+        self.settings = replace(self.settings, stored_bytes=stored_bytes)
         if makes_embeddings(model):
             self.embedder = Embedder(model, self.settings)
         self.tokenizer = Tokenizer(model.vocabulary)

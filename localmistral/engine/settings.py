@@ -48,10 +48,10 @@ class EngineSettings:
 
     `context` is tokens per stream, `parallel` the number of streams that generate at once,
     `batch` the most tokens of one decode call and `ubatch` of one graph; 0 threads means the
-    physical cores. `queue` is how many requests may wait. Up to `stored_bytes` of RAM keep what
-    earlier requests computed and later ones overwrote. `gpu_layers` is -1 for all of them.
-    `repack` lets the CPU copy weights into a layout that is faster for it, which takes their size
-    in memory once more.
+    physical cores. `queue` is how many requests may wait. Up to `stored_bytes` of RAM, but no
+    more than the context's own cache takes, keep what earlier requests computed and later ones
+    overwrote. `gpu_layers` is -1 for all of them. `repack` lets the CPU copy weights into a layout
+    that is faster for it, which takes their size in memory once more.
 
     `devices` are names as ggml reports them (`CUDA0`, `RPC1`), in the order of `tensor_split`;
     empty leaves the choice to llama.cpp, ("CPU",) uses no other device at all. `tensor_split` are
