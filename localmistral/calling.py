@@ -6,6 +6,7 @@ that calls may take the place of. Knows nothing of prompts, or of how a form is 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from localmistral.chatformat.call_grammar import write_call_grammar, write_optional_calls
 from localmistral.chatformat.messages import Tool
@@ -15,14 +16,25 @@ from localmistral.errors import BadRequestError
 _ANY_ARGUMENTS = JsonSchema(schema={"type": "object"})
 
 
+def read_tool_choice(choice: str | Mapping[str, Any] | None) -> str:
+    """auto, none, required or a tool's name, out of OpenAI's forms of it; None is auto."""
+    if isinstance(choice, Mapping):
+        function = choice.get("function", choice)
+        name = function.get("name") if isinstance(function, Mapping) else None
+        choice = name if isinstance(name, str) else str(dict(choice))
+    return "auto" if choice is None else str(choice)
+
+
 def shape_answer(
     control: Mapping[str, int], tools: Sequence[Tool], choice: str, output: Spec | None
 ) -> Spec | None:
     """What the answer has to look like, given what its text alone has to (`output`).
 
-    `control` maps the vocabulary's control tokens to ids; `choice` is auto, required or a tool's
-    name. Errors: BadRequestError for a choice without its tool, and for schemas beyond reason.
+    `control` maps the vocabulary's control tokens to ids; `choice` is auto, none, required or a
+    tool's name. Errors: BadRequestError for a choice without its tool, for schemas beyond reason.
     """
+    if choice == "none":
+        return output
     if choice != "auto":
         return _force(control, _choose(tools, choice), several=choice == "required")
     is_held = output is not None or any(tool.strict for tool in tools)
@@ -54,7 +66,16 @@ def _choose(tools: Sequence[Tool], choice: str) -> list[Tool]:
 
 
 def _write_arguments(tool: Tool) -> str:
-    return _write(JsonSchema(schema=tool.parameters), f"tools.{tool.name}.parameters")
+    where = f"tools.{tool.name}.parameters"
+    kind = tool.parameters.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise BadRequestError(
+            f"{where} has the type {str(kind)[:40]!r}, but arguments are always an object.",
+            "Make the type object.",
+            param=where,
+        )
+    # a schema that also allows other values, or says nothing of its type, would let them through
+    return _write(JsonSchema(schema={**tool.parameters, "type": "object"}), where)
 
 
 def _write(spec: Spec, param: str = "response_format") -> str:

@@ -11,13 +11,12 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 from localmistral.answer import Assembly, ChatStream
-from localmistral.calling import shape_answer
-from localmistral.chatformat.effort import parse_effort, thinks
-from localmistral.chatformat.formats import make_format
+from localmistral.calling import read_tool_choice, shape_answer
+from localmistral.chatformat.effort import ThinkingBudgets, parse_effort, thinks
+from localmistral.chatformat.formats import ChatFormat, make_format
 from localmistral.chatformat.messages import Message, Tool, parse_messages, parse_tools
 from localmistral.chatformat.segments import Segment
 from localmistral.engine import Constraint, Engine, EngineSettings, Request, Sampling
@@ -42,25 +41,12 @@ from localmistral.planning import current_machine
 from localmistral.planning.candidates import limit_context
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ThinkingBudgets:
-    """Most tokens of thinking at an effort below high, and what ends it when they are spent."""
-
-    low: int = 1024
-    medium: int = 4096
-    closing: str = "\n\nThat is enough thinking, now the answer."
-
-    def choose(self, effort: str | None, context: int) -> int | None:
-        """The budget of `effort`, with room left in the context for an answer; None for none."""
-        if effort == "low":
-            return min(self.low, max(1, context // 8))
-        if effort == "medium":
-            return min(self.medium, max(1, context // 2))
-        return None
-
-
 class Chat:
-    """A model ready to answer, from any thread and many at once. Close it after use."""
+    """A model ready to answer, from any thread and many at once. Close it after use.
+
+    One that only makes embeddings is loaded as well: `engine.embedder` has them, and what needs an
+    answer raises BadRequestError.
+    """
 
     def __init__(
         self,
@@ -80,14 +66,17 @@ class Chat:
         self.model = load_catalog().find(local.model) if local.model else None
         self.budgets = budgets or ThinkingBudgets()
         self._tokens = read_prompt_tokens(engine, vocabulary)
-        self.format = make_format(
-            self._tokens,
-            embedded=shape.tokenizer.chat_template,
-            catalogue_template=self.model.template if self.model else None,
-            model_name=self.model.name if self.model else shape.name,
-            override=chat_template,
-        )
-        self._thinking = self.format.thinking_ids or find_thinking_tags(vocabulary)
+        self._format: ChatFormat | None = None
+        self._thinking: tuple[int, int] | None = None
+        if self.can_chat:
+            self._format = make_format(
+                self._tokens,
+                embedded=shape.tokenizer.chat_template,
+                catalogue_template=self.model.template if self.model else None,
+                model_name=self.model.name if self.model else shape.name,
+                override=chat_template,
+            )
+            self._thinking = self._format.thinking_ids or find_thinking_tags(vocabulary)
         self._compiler = ConstraintCompiler(engine.tokenizer)
 
     @classmethod
@@ -186,9 +175,30 @@ class Chat:
         return chat
 
     @property
+    def can_chat(self) -> bool:
+        """False where the model makes embeddings and nothing else."""
+        return not self.shape.only_embeds
+
+    def require_writer(self) -> None:
+        """Errors: BadRequestError where the model can't chat."""
+        if not self.can_chat:
+            raise BadRequestError(
+                f"{self.title} makes embeddings, it can't chat.",
+                "Ask it for embeddings (/v1/embeddings), and a chat model for text.",
+                param="model",
+            )
+
+    @property
+    def format(self) -> ChatFormat:
+        """How the model is talked to. Errors: those of `require_writer`."""
+        self.require_writer()
+        assert self._format is not None
+        return self._format
+
+    @property
     def has_effort_switch(self) -> bool:
         """Whether the model can be told how much to think."""
-        return self.format.has_effort_switch
+        return self.can_chat and self.format.has_effort_switch
 
     def render(
         self,
@@ -244,6 +254,8 @@ class Chat:
         continue_final_message: bool = False,
         top_logprobs: int | None = None,
         ignore_eos: bool = False,
+        min_tokens: int = 0,
+        stop_tokens: Sequence[int] = (),
     ) -> ChatStream:
         """Start an answer to `messages` (OpenAI's form, or parsed ones).
 
@@ -256,11 +268,9 @@ class Chat:
         20) the stream also has a TokenProbability after each token of the content.
         Errors: BadRequestError, ContextOverflowError, BusyError; later ones come while iterating.
         """
-        choice = _parse_tool_choice(tool_choice)
+        choice = read_tool_choice(tool_choice)
         declared = _parse_tools(tools) if choice != "none" else ()
-        shape = output
-        if choice != "none":
-            shape = shape_answer(self._tokens.control, declared, choice, output)
+        shape = shape_answer(self._tokens.control, declared, choice, output)
         segments = self.render(
             messages,
             tools=declared,
@@ -277,15 +287,16 @@ class Chat:
             cache_prompt=cache_prompt,
             top_logprobs=top_logprobs,
             ignore_eos=ignore_eos,
+            min_tokens=min_tokens,
+            stop_tokens=tuple(stop_tokens),
             thinking=self._thinking,
             in_thinking=is_open,
             constraint=self._make_constraint(shape, effort, is_open, of_tools=shape is not output),
             guide=self._make_guide(effort, thinking_budget, is_open),
         )
         parser = self.format.make_parser(tools=bool(declared), in_thinking=is_open)
-        return ChatStream(
-            self.engine.submit(request), Assembly(parser), prompt_tokens=len(request.prompt)
-        )
+        stream = self.engine.submit(request)
+        return ChatStream(stream, Assembly(parser), prompt_tokens=len(request.prompt))
 
     def set_sampling(self, given: Mapping[str, Any], effort: str | None = None) -> Sampling:
         """The model's defaults with the fields in `given`. Errors: BadRequestError."""
@@ -346,14 +357,6 @@ def _parse(messages: object) -> tuple[Message, ...]:
     if isinstance(messages, tuple) and all(isinstance(m, Message) for m in messages):
         return messages
     return parse_messages(messages)
-
-
-def _parse_tool_choice(choice: str | Mapping[str, Any] | None) -> str:
-    if isinstance(choice, Mapping):
-        function = choice.get("function", choice)
-        name = function.get("name") if isinstance(function, Mapping) else None
-        choice = name if isinstance(name, str) else str(dict(choice))
-    return "auto" if choice is None else str(choice)
 
 
 def _set_sampling(defaults: Sampling, given: Mapping[str, Any]) -> Sampling:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from localmistral.answer import ChatResult
+from localmistral.chatformat.effort import ThinkingBudgets
 from localmistral.engine.constraints import Choice, JsonSchema
 from localmistral.errors import BadRequestError
-from localmistral.session import Chat, ThinkingBudgets
+from localmistral.session import Chat
 
 SUM = [{"role": "user", "content": "What is 31 + 46?"}]
 MARKUP = ("[THINK]", "[/THINK]", "[TOOL_CALLS]", "[ARGS]", "</s>", "[INST]")

@@ -1,6 +1,7 @@
 """Embeddings: the vectors are llama.cpp's own, and /v1/embeddings hands them out in every form.
 
-No embedding model is small enough for a test: these are chat models whose file is told to pool.
+These are chat models whose file is told to pool; for models that do nothing else see
+test_embedding_models.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def embed_plainly(path: Path, texts: Sequence[Sequence[int]], pooling: int) -> n
     params.n_ctx = params.n_batch = params.n_ubatch = 512
     params.embeddings = True
     params.pooling_type = 0
+    params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it sums in 16 bits
     params.n_threads = 1
     context = llama.llama_init_from_model(model, params)
     size = llama.llama_model_n_embd(model)

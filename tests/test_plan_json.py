@@ -166,7 +166,10 @@ def test_a_document_without_one_of_its_fields_is_refused_by_name(key: str) -> No
 
 
 WELCOME = [
-    *((key, True) for key in ("flash_attention", "mmap", "repack", "local", "estimated")),
+    *(
+        (key, True)
+        for key in ("flash_attention", "mmap", "repack", "local", "estimated", "embeddings")
+    ),
     *((key, "\x00x") for key in ("model", "quant", "repository", "revision")),
 ]
 WRONG = [

@@ -6,7 +6,7 @@ Accepts the dialects in which clients send thinking back, and names the place of
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,11 @@ from localmistral.errors import BadRequestError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_DEPTH = 100  # of nested objects and lists in tool schemas and arguments
+MAX_TOOLS = 1024
+"""OpenAI takes 128, agents with many servers behind them declare some hundreds; rendering and
+counting the tokens of ten thousand takes seconds before they turn out not to fit."""
+MAX_TOOL_BYTES = 2 << 20
+"""Of all tools as JSON: twice what a context of 256k tokens holds."""
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _REASONING_FIELDS = ("reasoning_content", "reasoning")
@@ -132,6 +137,7 @@ def parse_tools(raw: object) -> tuple[Tool, ...]:
         return ()
     if not isinstance(raw, list | tuple):
         raise _wrong("tools", f"must be a list of tools, not {_kind(raw)}")
+    _check_amount(raw)
     tools = tuple(_parse_tool(item, f"tools[{i}]") for i, item in enumerate(raw))
     seen: set[str] = set()
     for i, tool in enumerate(tools):
@@ -139,6 +145,17 @@ def parse_tools(raw: object) -> tuple[Tool, ...]:
             raise _wrong(f"tools[{i}].function.name", f'repeats the name "{tool.name}"')
         seen.add(tool.name)
     return tools
+
+
+def _check_amount(tools: Sequence[object]) -> None:
+    if len(tools) > MAX_TOOLS:
+        raise _wrong("tools", f"has {len(tools)} tools, at most {MAX_TOOLS} are taken")
+    try:
+        size = len(json.dumps(tools))
+    except (TypeError, ValueError, RecursionError):  # refused by its place, where it is read
+        return
+    if size > MAX_TOOL_BYTES:
+        raise _wrong("tools", f"has {size:,} bytes, at most {MAX_TOOL_BYTES:,} are taken")
 
 
 def _wrong(param: str, what: str, hint: str = "") -> BadRequestError:

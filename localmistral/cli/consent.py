@@ -44,10 +44,10 @@ def show_choice(plan: "Plan") -> None:
     """What the planner chose for this machine, and why."""
     from localmistral.terminal.render import print_note
 
+    speed = f", about {format_speed(plan.predicted.decode_tokens_per_second)}"
     print_note(
         f"The plan for this machine: {plan.model}:{plan.quant}, context "
-        f"{format_tokens(plan.context)}, about "
-        f"{format_speed(plan.predicted.decode_tokens_per_second)}."
+        f"{format_tokens(plan.context)}{'' if plan.only_embeds else speed}."
     )
     for reason in plan.reasons:
         print_note(f"- {reason}")

@@ -37,18 +37,21 @@ class LoadOptions:
 @contextmanager
 def load_chat(options: LoadOptions) -> "Iterator[Chat]":
     """Plan, fetch what is missing once that is agreed to, load; the chat is closed at the end."""
-    with load_served(options, lambda _: None) as chat:
+    with load_served(options, lambda _: None, must_write=True) as chat:
         yield chat
 
 
-def load_served(options: LoadOptions, on_progress: Callable[[float], None]) -> "Chat":
-    """As `load_chat`, for whoever closes the chat; `on_progress` gets 0.0-1.0 as well."""
+def load_served(
+    options: LoadOptions, on_progress: Callable[[float], None], *, must_write: bool = False
+) -> "Chat":
+    """As `load_chat`, for whoever closes the chat; `on_progress` gets 0.0-1.0 as well. A model that
+    only makes embeddings is loaded too, unless it `must_write`."""
     from localmistral.session import Chat
     from localmistral.terminal.render import print_note, show_loading
 
     if options.verbose:
         show_log()
-    planned = plan_for(options)
+    planned = plan_for(options, must_write=must_write)
     for note in _warn_of_speed(planned, options.request.min_speed):
         print_note(note)
     with show_loading(planned.local.name) as show:
@@ -68,7 +71,7 @@ def load_served(options: LoadOptions, on_progress: Callable[[float], None]) -> "
 def _warn_of_speed(planned: "PlannedLoad", aim: float) -> Iterator[str]:
     """Sentences before a load that will be slow, and of cards that lie idle meanwhile."""
     speed = planned.plan.predicted.decode_tokens_per_second
-    if speed >= aim:
+    if speed >= aim or planned.plan.only_embeds:
         return
     yield (
         f"The model is expected to write about {speed:.1f} tokens/s here; to see why: "
@@ -78,8 +81,18 @@ def _warn_of_speed(planned: "PlannedLoad", aim: float) -> Iterator[str]:
         yield from planned.machine.notes
 
 
-def plan_for(options: LoadOptions) -> "PlannedLoad":
-    """The plan that a load will run, its files on this disk."""
+def plan_for(options: LoadOptions, *, must_write: bool = True) -> "PlannedLoad":
+    """The plan that a load will run, its files on this disk; ModelFileError for a model that only
+    makes embeddings where it `must_write`."""
+    from localmistral.models.shape import require_writer
+
+    planned = _plan(options, must_write)
+    if must_write:
+        require_writer(planned.shape, planned.local.name)
+    return planned
+
+
+def _plan(options: LoadOptions, must_write: bool) -> "PlannedLoad":
     from localmistral.loading import plan_load, replay_plan
     from localmistral.models.cache import find_local
     from localmistral.models.names import resolve
@@ -94,14 +107,15 @@ def plan_for(options: LoadOptions) -> "PlannedLoad":
     is_here = find_local(resolve(name)) is not None
     machine = current_machine()
     if not is_here:
-        name = _fetch(options, name, machine)
+        name = _fetch(options, name, machine, must_write)
     return plan_load(name, options.request, machine)
 
 
-def _fetch(options: LoadOptions, name: str, machine: "Machine") -> str:
+def _fetch(options: LoadOptions, name: str, machine: "Machine", must_write: bool) -> str:
     """Download what suits this machine best; the name of what is then here."""
     from localmistral.fetching import ensure_local, refuse_absent
     from localmistral.models.download import is_offline
+    from localmistral.models.shape import require_writer
     from localmistral.planning import gather_candidates, plan_choices
     from localmistral.terminal.progress import show_transfer
     from localmistral.terminal.render import print_note
@@ -116,6 +130,8 @@ def _fetch(options: LoadOptions, name: str, machine: "Machine") -> str:
             raise
         raise refuse_absent(name, is_offline=False) from error
     plan = plan_choices(choices, options.request, machine)
+    if must_write:
+        require_writer(choices.candidate_of(plan).shape, name)
     if not may_fetch:
         raise _refuse_to_fetch(name, plan)
     for note in choices.notes:

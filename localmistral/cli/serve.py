@@ -8,7 +8,7 @@ from localmistral.cli.knobs import LoadReader, loads_model
 from localmistral.cli.loading import load_served
 from localmistral.cli.options import Parallel, Positional
 from localmistral.errors import UsageError
-from localmistral.server.settings import DRAIN_S
+from localmistral.server.settings import DRAIN_S, MAX_PORT
 
 if TYPE_CHECKING:
     from localmistral.server.settings import ServerSettings
@@ -71,8 +71,8 @@ def serve(
 
     if log not in LOG_FORMS:
         raise UsageError(f"--log {log[:40]!r} is not known.", f"Use {', '.join(LOG_FORMS)}.")
-    if not 0 <= port <= 65_535:
-        raise UsageError(f"--port is {port}, it must be from 0 to 65535.")
+    if not 0 <= port <= MAX_PORT:
+        raise UsageError(f"--port is {port}, it must be from 0 to {MAX_PORT}.")
     if not 0 <= drain <= MAX_DRAIN_S:
         raise UsageError(f"--drain is {drain:g}, it must be from 0 to {MAX_DRAIN_S} seconds.")
     settings = ServerSettings(
@@ -103,10 +103,10 @@ def _announce(chat: "Chat", settings: "ServerSettings") -> None:
 
     loaded = chat.engine.settings
     streams = "1 stream" if loaded.parallel == 1 else f"each of {loaded.parallel} streams"
-    print_note(
-        f"{settings.url}/v1 serves {name_model(chat)[0]}, context {format_tokens(loaded.context)} "
-        f"for {streams}. Ctrl-C ends it."
-    )
+    what = f"context {format_tokens(loaded.context)} for {streams}"
+    if not chat.can_chat:
+        what = f"embeddings of texts of up to {loaded.context:,} tokens"
+    print_note(f"{settings.url}/v1 serves {name_model(chat)[0]}, {what}. Ctrl-C ends it.")
 
 
 def _announce_end(answers: int, settings: "ServerSettings") -> None:

@@ -5,7 +5,7 @@ generates the weights are shared. Its calls may come from any thread, one runs a
 nothing of HTTP.
 
 Its memory is that of its batch: `fit.embedding` says how much, 512 tokens at first, for BERT of
-110 M parameters 85 MiB. A longer text makes it grow for good, to at most what a batch of
+110 M parameters about 85 MiB. A longer text makes it grow for good, to at most what a batch of
 `settings.context` tokens takes. Plans count all of that for models that only embed; beside a
 context that generates it isn't planned, and is taken only when somebody asks for embeddings.
 """
@@ -189,8 +189,8 @@ def only_embeds(model: Model) -> bool:
     looks_ahead = architecture in ENCODER_ARCHITECTURES or not is_causal
     if looks_ahead and not makes_embeddings(model):
         raise ModelFileError(
-            f"The model ({architecture}) reads texts in both directions and names no pooling, so "
-            "it can neither write nor make embeddings.",
+            f"The model ({architecture}) reads texts in both directions and names no pooling to "
+            "a vector, so it can neither write nor make embeddings.",
             "Use a GGUF file of a chat or an embedding model.",
         )
     return looks_ahead

@@ -48,7 +48,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     """The plan in plain types, in the order in which a person would read it.
 
     `files` holds the image encoder's, if it is part of the plan; `download_bytes` is their sum,
-    also where they are on the disk already (`local`).
+    also where they are on the disk already (`local`). `embeddings`: that is all the model makes.
     """
     placement = plan.placement
     flat = {name: getattr(plan, name) for name in _FLAT}
@@ -61,6 +61,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "download_bytes": sum(file.bytes for file in plan.files),
         "local": plan.is_local,
         "estimated": plan.is_estimated,
+        "embeddings": plan.only_embeds,
         **flat,
         "split_mode": placement.split_mode,
         "gpu_layers": placement.gpu_layers,
@@ -120,6 +121,7 @@ def plan_from_json(document: Any, name: str = "the document") -> Plan:
         alternatives=tuple(_alternative(item) for item in top.objects("alternatives")),
         is_estimated=top.take("estimated", bool),
         is_local=top.take("local", bool),
+        only_embeds=top.take("embeddings", bool),
     )
     _check(plan, top)
     return plan

@@ -4,7 +4,7 @@
 The aims are a least speed and a least context. Where no quant of the wanted model keeps them, a
 smaller sibling that does is proposed; where no sibling does either, the wanted model is planned as
 fast as it gets, and the plan says so. What the user fixed stays fixed: it is an error where that
-can't be.
+can't be. Models that only make embeddings are planned by `embedding`.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from localmistral.fit.choosing.knobs import check_request
 from localmistral.fit.choosing.options import Option, Options
 from localmistral.fit.choosing.reasons import explain
 from localmistral.fit.choosing.refusal import refuse_size, refuse_speed
+from localmistral.fit.embedding import plan_embedding
 from localmistral.fit.machine import Machine, Ram
 from localmistral.fit.plan import Candidate, Plan, PlannedFile, PlanRequest
 from localmistral.models.filenames import match_quant
@@ -42,6 +43,8 @@ def plan(
     check_request(request)
     request = replace(request, quant=_find_quant(candidates, request.quant))
     wanted = [one for one in candidates if request.quant in (None, one.quant)]
+    if all(candidate.shape.only_embeds for candidate in wanted):
+        return plan_embedding(wanted, machine, request)
     options = Options(machine=machine, request=request, calibration=calibration)
     decision = decide(options, wanted, siblings)
     if isinstance(decision, Failure):

@@ -102,6 +102,8 @@ def read_hyperparameters(
             prefix + "feed_forward_length", layers, maximum=MAX_WIDTH
         ),
         "leading_dense_layer_count": count(prefix + "leading_dense_block_count", maximum=layers),
+        "pooling": count(prefix + "pooling_type"),
+        "is_causal": metadata.flag(f"{prefix}attention.causal") is not False,
         **attention,
         **_read_sliding_window(metadata, prefix, layers),
         **_read_experts(metadata, architecture, layers, tensors),

@@ -18,6 +18,26 @@ _LAYER_NAME = re.compile(r"^blk\.(\d+)\.")
 _EMBEDDING_NAME = re.compile(r"^(token_embd|per_layer_token_embd|position_embd|token_types)\b")
 _OUTPUT_NAME = re.compile(r"^(output|output_norm|cls)\b")
 
+# llama.cpp gives these no memory of what came before (its llama-model.cpp, `create_memory`), so
+# they can't write; they read a text in both directions, whatever their files say of that
+ENCODER_ARCHITECTURES = frozenset(
+    (
+        "bert",
+        "eurobert",
+        "gemma-embedding",
+        "jina-bert-v2",
+        "jina-bert-v3",
+        "modern-bert",
+        "neo-bert",
+        "nomic-bert",
+        "nomic-bert-moe",
+    )
+)
+_ENCODERS_WITH_OUTPUT = ("gemma-embedding",)
+# llama.h's enum llama_pooling_type: MEAN, CLS and LAST. NONE gives no vector of a whole text, and
+# RANK gives a score.
+VECTOR_POOLINGS = frozenset((1, 2, 3))
+
 # llama.h's enum llama_ftype, as quantised files are named
 FILE_TYPE_NAMES = {
     0: "F32",
@@ -194,8 +214,9 @@ class ModelShape:
     head; for models with latent attention they are those of the compressed cache, and the
     `_mla` pair holds what a head works with. `sliding_window_layers` says which layers slide
     where the file lists them, `sliding_window_period` after how many layers one doesn't.
-    `expert_used_count` is the most that any layer uses. `sampling` are the values the file
-    recommends, unchecked: temperature, top_k and so on.
+    `expert_used_count` is the most that any layer uses. `pooling` is how the vectors of its tokens
+    become that of a text (0: not at all), `is_causal` whether a token sees only what came before.
+    `sampling` are the values the file recommends, unchecked: temperature, top_k and so on.
     """
 
     files: tuple[Path, ...]
@@ -226,6 +247,8 @@ class ModelShape:
     expert_shared_count: int = 0
     expert_feed_forward_length: int = 0
     leading_dense_layer_count: int = 0
+    pooling: int = 0
+    is_causal: bool = True
     sliding_window: int = 0
     sliding_window_period: int = 0
     sliding_window_layers: tuple[bool, ...] = ()
@@ -247,9 +270,26 @@ class ModelShape:
         """MLA: one compressed row a token instead of keys and values per head."""
         return self.key_length_mla > 0 and self.value_length_mla > 0
 
+    @property
+    def is_encoder(self) -> bool:
+        """llama.cpp keeps no memory for it: it can't write."""
+        return self.architecture in ENCODER_ARCHITECTURES
+
+    @property
+    def looks_ahead(self) -> bool:
+        """A token sees what comes after it, so that nothing can be written one by one."""
+        return self.is_encoder or not self.is_causal
+
+    @property
+    def only_embeds(self) -> bool:
+        """It turns texts into vectors and can't write."""
+        return self.looks_ahead and self.pooling in VECTOR_POOLINGS
+
     @cached_property
     def has_tied_embeddings(self) -> bool:
         """No `output.weight`: llama.cpp loads the embedding a second time as the output."""
+        if self.is_encoder and self.architecture not in _ENCODERS_WITH_OUTPUT:
+            return False
         names = {tensor.name for tensor in self.tensors}
         return "token_embd.weight" in names and "output.weight" not in names
 
@@ -307,6 +347,12 @@ def require_runnable(shape: ModelShape) -> None:
             f"{name} is {article} {shape.kind.value}, not a language model.",
             "Name the model's own GGUF file: localmistral run -m MODEL.gguf",
         )
+    if shape.looks_ahead and not shape.only_embeds:
+        raise ModelFileError(
+            f"{name} reads texts in both directions (architecture {shape.architecture}) and names "
+            "no pooling to a vector, so it can neither write nor make embeddings.",
+            "Name a chat or an embedding model: localmistral serve -m MODEL.gguf",
+        )
     if shape.tokenizer.token_count == 0:
         raise ModelFileError(
             f"{name} has weights but no vocabulary (tokenizer {shape.tokenizer.model[:20]!r}), "
@@ -317,4 +363,13 @@ def require_runnable(shape: ModelShape) -> None:
         raise ModelFileError(
             f"{name} holds a vocabulary of {shape.tokenizer.token_count:,} tokens but no weights.",
             "Name a file with weights: localmistral run -m MODEL.gguf",
+        )
+
+
+def require_writer(shape: ModelShape, name: str) -> None:
+    """Refuse, with ModelFileError, a model that makes embeddings alone; `name` is what to type."""
+    if shape.only_embeds:
+        raise ModelFileError(
+            f"{shape.files[0].name} makes embeddings, it can't chat.",
+            f"Serve it: localmistral serve -m {name}",
         )

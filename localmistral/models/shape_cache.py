@@ -26,7 +26,7 @@ from localmistral.models.shape import (
     role_of,
 )
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever what a shape holds changes: older files are then read from the Hub again."""
 KEPT_FILES = 400
 """Some 60 KB each."""

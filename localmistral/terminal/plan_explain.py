@@ -34,13 +34,16 @@ def print_explanation(
     print_line()
     print_line(("Weights", "bold"))
     _print_weights(shape)
-    print_line()
-    print_line(("Cache", "bold"))
-    print_paragraph(_describe_cache(plan, shape))
+    if not plan.only_embeds:
+        print_line()
+        print_line(("Cache", "bold"))
+        print_paragraph(_describe_cache(plan, shape))
     print_line()
     print_line(("Budgets", "bold"))
     for text in _describe_budgets(machine):
         print_bullet(text)
+    if plan.only_embeds:
+        return
     print_line()
     print_line(("Time of a token", "bold"))
     for text in _describe_time(plan, shape, machine, calibration):

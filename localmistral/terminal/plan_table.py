@@ -47,17 +47,23 @@ def print_plan(plan: Plan) -> None:
 
 def print_choice(plan: Plan) -> None:
     """The choice in two lines: what is loaded, and where it comes from."""
+    print_line((f"{plan.model} {plan.quant}", "bold"))
+    print_paragraph(_describe_use(plan))
+    print_paragraph(_describe_files(plan))
+
+
+def _describe_use(plan: Plan) -> str:
+    if plan.only_embeds:
+        return "makes embeddings, writes no text"
     speeds, streams = plan.predicted, ""
     if plan.parallel > 1:
         streams = f" for each of {plan.parallel} streams"
-    print_line((f"{plan.model} {plan.quant}", "bold"))
-    print_paragraph(
+    return (
         f"context {format_tokens(plan.context)}{streams}, KV cache {plan.kv_type}, "
         f"about {format_speed(speeds.decode_tokens_per_second)} "
         f"at {format_tokens(speeds.depth)} of filled context, "
         f"prompts {format_speed(speeds.prefill_tokens_per_second)}"
     )
-    print_paragraph(_describe_files(plan))
 
 
 def _describe_files(plan: Plan) -> str:
