@@ -192,6 +192,10 @@ def test_true_is_no_number_and_1_is_not_true(server: LiveServer) -> None:
         {"logit_bias": {}},
         {"stream_options": {"include_usage": True}},
         {"logit_bias": {str(token): 0.5 for token in range(4096)}},
+        {"logit_bias": [[5, 1.5], ["6", False], [7, -2]]},
+        {"n_predict": -1},
+        {"top_p": 0},
+        {"stop": [f"never {n}" for n in range(64)]},
         {"top_logprobs": 3},
         {"functions": [{"name": "old"}], "function_call": "auto"},
         {"messages": [{"role": "user", "content": []}]},
@@ -221,7 +225,25 @@ def test_what_is_unusual_but_sound_is_answered(server: LiveServer, more: dict[st
         (CHAT, {"tools": [make_tool(nest(450))]}, "tools[0].function.parameters"),
         (CHAT, {"tools": [], "tool_choice": "required"}, "tool_choice"),
         (CHAT, {"tools": [make_tool()], "tool_choice": {"a": 1}}, "tool_choice"),
-        (CHAT, {"guided_regex": "(a{1000}){1000}"}, "response_format"),
+        (CHAT, {"guided_regex": "(a{1000}){1000}"}, "guided_regex"),
+        (CHAT, {"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        (CHAT, {"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.struct"),
+        (CHAT, {"min_tokens": -1}, "min_tokens"),
+        (CHAT, {"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+        (CHAT, {"stop_token_ids": [-1]}, "stop_token_ids"),
+        (CHAT, {"stop_token_ids": [10**40]}, "stop_token_ids"),
+        (CHAT, {"stop_token_ids": [1] * 65}, "stop_token_ids"),
+        (CHAT, {"n_predict": 0}, "n_predict"),
+        (CHAT, {"logit_bias": [[1]]}, "logit_bias[0]"),
+        (CHAT, {"logit_bias": [[1, 0], [1, True]]}, "logit_bias[1]"),
+        (CHAT, {"logit_bias": [["Oslo", 1]]}, "logit_bias"),
+        (CHAT, {"logit_bias": 5}, "logit_bias"),
+        (CHAT, {"chat_template_kwargs": {"reasoning_effort": 5}}, "chat_template_kwargs"),
+        (CHAT, {"tools": [make_tool({"type": "string"})], "tool_choice": "required"}, "tools.get"),
+        (COMPLETIONS, {"prompt": "a", "best_of": 1, "n": 2}, "best_of"),
+        (COMPLETIONS, {"prompt": "a", "best_of": 17}, "best_of"),
+        (COMPLETIONS, {"prompt": "a", "best_of": 2, "stream": True}, "best_of"),
+        (COMPLETIONS, {"prompt": "a", "guided_regex": "("}, "guided_regex"),
         (CHAT, {"reasoning_effort": 5}, "reasoning_effort"),
         (COMPLETIONS, {"prompt": []}, "prompt"),
         (COMPLETIONS, {"prompt": [[]]}, "prompt"),
@@ -289,8 +311,15 @@ def test_a_schema_that_cannot_be_enforced_is_refused_only_where_it_must_hold(
 def test_ten_thousand_tools_are_refused_in_bounded_time(server: LiveServer) -> None:
     tools = [make_tool({"type": "object"}, name=f"t{n}") for n in range(10_000)]
     body = {"messages": HELLO, "max_tokens": 2, "tools": tools}
-    assert refusal_of(post(server, CHAT, body))["code"] == "context_length_exceeded"
-    refusal_of(post(server, CHAT, {**body, "tool_choice": "required"}))
+    for choice in ("auto", "required"):
+        error = refusal_of(post(server, CHAT, {**body, "tool_choice": choice}))
+        assert error["param"] == "tools"
+        assert "10000" in error["message"]
+    flat = [{"type": "function", **tool["function"]} for tool in tools]
+    assert refusal_of(post(server, RESPONSES, {"input": "x", "tools": flat}))["param"] == "tools"
+    huge = make_tool()
+    huge["function"]["description"] = "words " * 10**6
+    assert refusal_of(post(server, CHAT, {**body, "tools": [huge]}))["param"] == "tools"
     assert post(server, CHAT, {**body, "tool_choice": "none"}).status_code == 200
 
 

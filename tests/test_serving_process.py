@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +17,20 @@ from typing import Any
 
 import httpx2
 import pytest
-from server_process import COMMAND, TIMEOUT_S, ServerProcess, connect, launch, make_environ
+from server_process import (
+    COMMAND,
+    TIMEOUT_S,
+    ServerProcess,
+    connect,
+    count_answers,
+    launch,
+    make_environ,
+    run,
+)
+
+from localmistral.errors import LocalMistralError
+from localmistral.server.running import _Signals, bind
+from localmistral.server.settings import ServerSettings
 
 CHAT = "/v1/chat/completions"
 LONG = {
@@ -213,6 +228,16 @@ def test_a_signal_ends_the_load(tmp_path: Path, smollm2_path: Path, number: int,
         assert "ready" not in [line["event"] for line in server.events()]
 
 
+@posix_only
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_before_the_load_keeps_it_from_beginning(number: int, code: int) -> None:
+    with _Signals() as signals:
+        signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt), signals.raised():
+            pytest.fail("the load has begun")
+    assert signals.exit_code == code
+
+
 def test_a_load_that_fails_ends_the_server_with_its_sentence(
     tmp_path: Path, smollm2_path: Path
 ) -> None:
@@ -257,6 +282,9 @@ def test_a_client_that_never_reads_does_not_hold_up_the_end(tmp_path: Path) -> N
         (["--port", "70000"], "--port"),
         (["--host", "0.0.0.0"], "--api-key"),
         (["--api-key", "abc"], "API key"),
+        (["--api-key", " padded "], "API key"),
+        (["--allow-host", "http://box"], "--allow-host"),
+        (["--allow-origin", "http://page/"], "--allow-origin"),
     ],
 )
 def test_wrong_options_are_usage_errors(tmp_path: Path, options: list[str], word: str) -> None:
@@ -265,13 +293,60 @@ def test_wrong_options_are_usage_errors(tmp_path: Path, options: list[str], word
     assert word in done.stderr
 
 
-def test_a_host_that_does_not_exist_is_one_sentence(tmp_path: Path) -> None:
-    done = serve_to_the_end(
-        tmp_path, "demo", "--host", "no.such.host.invalid", "--api-key", "a-key"
-    )
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "a..b", "x" * 80])
+def test_a_host_that_cannot_be_had_is_one_sentence(tmp_path: Path, host: str) -> None:
+    done = serve_to_the_end(tmp_path, "demo", "--host", host, "--api-key", "a-key")
     assert done.returncode == 1
-    assert "no.such.host.invalid" in done.stderr
+    assert host in done.stderr
+    assert "--host 127.0.0.1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_last_port_taken_has_no_next_one() -> None:
+    with socket.create_server(("127.0.0.1", 65_535)), pytest.raises(LocalMistralError) as caught:
+        bind(ServerSettings(port=65_535))
+    assert caught.value.hint.endswith("--port 65534")
+
+
+def test_a_name_of_either_kind_of_address_is_listened_on() -> None:
+    for host, family in (("localhost", socket.AF_INET), ("::1", socket.AF_INET6)):
+        bound, settings = bind(ServerSettings(host=host, port=0))
+        with bound:
+            assert bound.family == family
+            assert str(settings.port) in settings.url
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+def test_a_low_limit_of_files_is_raised(tmp_path: Path) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with launch(tmp_path, "demo") as server:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            with contextlib.ExitStack() as links, connect(server) as http:
+                for _ in range(400):
+                    links.enter_context(socket.create_connection(("127.0.0.1", port_of(server))))
+                assert http.get("/health").status_code == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_keys_come_from_the_environment_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALMISTRAL_API_KEY", "key-of-the-environment")
+    with launch(tmp_path, "demo", "--host", "::1") as server, connect(server) as http:
+        assert server.url.startswith("http://[::1]:")
+        assert http.get("/v1/models").status_code == 401
+        key = {"x-api-key": "key-of-the-environment"}
+        assert http.get("/v1/models", headers=key).status_code == 200
+        done = run(tmp_path, "-m", "demo", "What is 1 + 1?", "--max-tokens", "2")
+        assert done.returncode == 0, done.stderr
+        http.headers.update(key)
+        assert count_answers(http) == 1
+        assert "key-of-the-environment" not in server.said()
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +379,9 @@ def test_the_log_as_text_has_a_line_a_request(tmp_path: Path) -> None:
             time.sleep(0.02)
         url = next(w for w in server.said().split() if w.startswith("url="))[5:-1]
         assert httpx2.get(f"{url}/health", timeout=TIMEOUT_S).status_code == 200
-        assert ' request client="127.0.0.1" method="GET" path="/health" status=200' in server.said()
+        assert ' request client="127.0.0.1" method="GET" path="/health" status=200' in re.sub(
+            r' id="\w+"', "", server.said()
+        )
 
 
 # The page
@@ -326,7 +403,6 @@ def test_the_page_says_how_to_use_the_server(keyed: ServerProcess) -> None:
 
 def test_the_pages_snippet_runs(tmp_path: Path) -> None:
     import html
-    import re
 
     with launch(tmp_path, "demo") as server, connect(server) as http:
         found = re.search(r"<pre>(.*?)</pre>", http.get("/").text, re.S)
@@ -341,7 +417,6 @@ def test_the_pages_snippet_runs(tmp_path: Path) -> None:
 def test_the_page_loads_nothing_and_its_style_is_the_one_that_is_allowed() -> None:
     import base64
     import hashlib
-    import re
     from importlib import resources
 
     from live_server import serve_live

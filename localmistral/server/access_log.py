@@ -1,21 +1,24 @@
 """The server's log on stderr: a line for every answered request and for every turn of its life.
 
-Never a body, a key or a query. An ASGI layer around everything else, which also counts responses
-by route and status.
+Never a body, a key or a query. An ASGI layer around everything else, which also gives requests
+their ids and counts responses by route and status.
 """
 
 import json
 import logging
+import secrets
 import sys
 import time
 from datetime import UTC, datetime
 from typing import Any
 
-from localmistral.server.guard import App, Message, Receive, Scope, Send
+from localmistral.server.guard import REQUEST_ID, App, Message, Receive, Scope, Send
 from localmistral.server.observing import Observer
 
 OTHER = "other"
 """The path that unknown ones are counted under: whoever asks must not fill the memory."""
+REQUEST_ID_HEADERS = ("x-request-id", "request-id")
+"""Where OpenAI's and Anthropic's clients look for it, for a person to find the line of the log."""
 MAX_PATH = 200
 """Characters of a path that are logged; none of ours is as long."""
 
@@ -62,12 +65,15 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status = time.monotonic(), 0
+        begun, status, number = time.monotonic(), 0, f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})[REQUEST_ID] = number
+        id_headers = [(name.encode(), number.encode()) for name in REQUEST_ID_HEADERS]
 
         async def send_noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), *id_headers]}
             await send(message)
 
         try:
@@ -82,6 +88,7 @@ class AccessLog:
         write_line(
             self._form,
             "request",
+            id=scope["state"][REQUEST_ID],
             client=client[0] if client else "",
             method=scope["method"],
             path=scope["path"][:MAX_PATH],

@@ -40,7 +40,9 @@ def add_optional(schema: Schema, **properties: Schema) -> Schema:
 ERROR = make_object(
     error=make_object(message=STRING, type=STRING, param=TEXT_OR_NULL, code=TEXT_OR_NULL)
 )
-ANTHROPIC_ERROR = make_object(type=one_of("error"), error=make_object(type=STRING, message=STRING))
+ANTHROPIC_ERROR = make_object(
+    type=one_of("error"), error=make_object(type=STRING, message=STRING), request_id=STRING
+)
 
 _FINISH = one_of("stop", "length", "tool_calls")
 _USAGE = add_optional(
@@ -161,7 +163,7 @@ MESSAGE = make_object(
 MESSAGE_EVENT = make_object(
     type=one_of(
         "message_start", "content_block_start", "content_block_delta", "content_block_stop",
-        "message_delta", "message_stop", "error",
+        "message_delta", "message_stop", "ping", "error",
     )
 )  # fmt: skip
 TOKEN_COUNT = make_object(input_tokens=COUNT)
@@ -199,6 +201,13 @@ RESPONSE = make_object(
     ),
 )
 RESPONSE_EVENT = make_object(type=STRING, sequence_number=COUNT)
+INPUT_ITEMS = make_object(
+    object=one_of("list"),
+    data=make_list(make_object(id=STRING, type=STRING)),
+    first_id=TEXT_OR_NULL,
+    last_id=TEXT_OR_NULL,
+    has_more=FLAG,
+)
 INPUT_TOKENS = make_object(object=one_of("response.input_tokens"), input_tokens=COUNT)
 DELETED = make_object(id=STRING, object=one_of("response"), deleted=FLAG)
 
@@ -230,7 +239,13 @@ MODEL = make_object(
     plan=allow_null({"type": "object"}),
 )
 MODELS = make_object(object=one_of("list"), data=make_list(MODEL))
-TOKENS = make_object(tokens=make_list(COUNT), count=COUNT, max_model_len=COUNT)
+_PIECE = make_object(id=COUNT, piece={"anyOf": [STRING, make_list(COUNT)]})
+TOKENS = add_optional(
+    make_object(
+        tokens={"anyOf": [make_list(COUNT), make_list(_PIECE)]}, count=COUNT, max_model_len=COUNT
+    ),
+    token_strs=make_list(STRING),
+)
 DETOKENIZED = make_object(prompt=STRING, content=STRING)
 HEALTH = make_object(status=one_of("ok"))
 UNHEALTHY = add_optional(

@@ -15,14 +15,14 @@ from starlette.responses import Response
 
 from localmistral import __version__
 from localmistral.errors import LocalMistralError
-from localmistral.server.access_log import AccessLog
+from localmistral.server.access_log import REQUEST_ID_HEADERS, AccessLog
 from localmistral.server.chat_route import make_chat_router
 from localmistral.server.completions_route import make_completions_router
 from localmistral.server.documentation import DocumentedApp
 from localmistral.server.embeddings_route import make_embeddings_router
 from localmistral.server.errors import Failure, describe, describe_status, describe_validation
 from localmistral.server.events import ClientGoneError, JsonAnswer
-from localmistral.server.guard import Guard
+from localmistral.server.guard import Guard, request_id_of
 from localmistral.server.local_route import make_local_router
 from localmistral.server.messages_route import make_messages_router
 from localmistral.server.observing import Observer
@@ -49,6 +49,7 @@ def create_app(chat: Chat | Serving, settings: ServerSettings | None = None) -> 
         version=__version__,
         description="Mistral models on this machine, behind OpenAI's and Anthropic's interfaces.",
         redoc_url=None,
+        redirect_slashes=False,  # the guard has put paths in order
     )
     routers = [
         make_chat_router(serving, observer),
@@ -64,14 +65,16 @@ def create_app(chat: Chat | Serving, settings: ServerSettings | None = None) -> 
     for router in routers:
         app.include_router(router)
     _add_error_map(app)
-    if settings.allow_origins:
+    app.add_middleware(Guard, settings=settings)
+    if settings.allow_origins:  # around the guard: a page has to be able to read refusals too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.allow_origins),
-            allow_methods=["GET", "POST", "OPTIONS"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
             allow_headers=["*"],
+            expose_headers=[*REQUEST_ID_HEADERS, "retry-after"],
+            allow_private_network=True,
         )
-    app.add_middleware(Guard, settings=settings)
     paths = frozenset(str(getattr(r, "path", "")) for router in routers for r in router.routes)
     app.add_middleware(AccessLog, observer=observer, form=settings.log, paths=paths)
     return app
@@ -109,5 +112,5 @@ def _add_error_map(app: FastAPI) -> None:
 
 
 def _respond(request: Request, failure: Failure) -> Response:
-    body = failure.to_body(request.url.path)
+    body = failure.to_body(request.url.path, request_id_of(request.scope))
     return JsonAnswer(body, status_code=failure.status, headers=dict(failure.headers))

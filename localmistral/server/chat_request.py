@@ -106,9 +106,10 @@ class ChatRequest(SamplingParameters, OutputParameters):
         description="Mistral's way to ask for thinking: high, unless reasoning_effort says "
         "otherwise, and in Mistral's own content lists.",
     )
+    include_reasoning: Flag | None = Field(None, description="vLLM's: false hides the thinking.")
     thinking_budget: Count | None = Field(None, description="End the thinking after N tokens.")
     chat_template_kwargs: dict[str, Any] | None = Field(
-        None, description="`reasoning_effort` and `enable_thinking` are read."
+        None, description="`reasoning_effort` and `enable_thinking`, or `thinking`, are read."
     )
     add_generation_prompt: Flag | None = None
     continue_final_message: Flag | None = None
@@ -119,9 +120,14 @@ class ChatRequest(SamplingParameters, OutputParameters):
             return self.reasoning_effort
         others = self.chat_template_kwargs or {}
         effort = others.get("reasoning_effort")
-        if isinstance(effort, str):
+        if effort is not None and not isinstance(effort, str):
+            raise BadRequestError(
+                f"chat_template_kwargs.reasoning_effort is {str(effort)[:40]!r}, not a text.",
+                param="chat_template_kwargs.reasoning_effort",
+            )
+        if effort is not None:
             return effort
-        enabled = others.get("enable_thinking")
+        enabled = others.get("enable_thinking", others.get("thinking"))
         if isinstance(enabled, bool):
             return "high" if enabled else "none"
         return "high" if self.prompt_mode else None
@@ -129,6 +135,8 @@ class ChatRequest(SamplingParameters, OutputParameters):
     def read_format(self) -> ReasoningFormat:
         """Errors: BadRequestError for a format nobody knows."""
         wanted = self.reasoning_format or ("mistral" if self.prompt_mode else "auto")
+        if self.include_reasoning is False:
+            wanted = "none"
         if wanted not in _REASONING_FORMATS:
             raise BadRequestError(
                 f"reasoning_format {wanted[:40]!r} is not known.",
@@ -140,7 +148,8 @@ class ChatRequest(SamplingParameters, OutputParameters):
     def read_max_tokens(self) -> int | None:
         check_count("max_tokens", self.max_tokens)
         newer = check_count("max_completion_tokens", self.max_completion_tokens)
-        return self.max_tokens if newer is None else newer
+        given = (newer, self.max_tokens, self.read_limit())
+        return next((count for count in given if count is not None), None)
 
     def read_top_logprobs(self) -> int | None:
         """None without log-probabilities. Errors: BadRequestError outside 0 to 20."""
@@ -159,7 +168,7 @@ class ChatRequest(SamplingParameters, OutputParameters):
         return isinstance(last, dict) and last.get("prefix") is True
 
     def read_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `Chat.stream`, but for `sampling`."""
+        """Keyword arguments of `Chat.stream`, but for `sampling` and `output`."""
         choice, tools = read_tool_choice(self.tool_choice, self.tools)
         return {
             "tools": tools,
@@ -167,11 +176,10 @@ class ChatRequest(SamplingParameters, OutputParameters):
             "effort": self.read_effort(),
             "max_tokens": self.read_max_tokens(),
             "stop": self.stop,
-            "output": self.read_output(),
             "thinking_budget": self.thinking_budget,
             "cache_prompt": self.cache_prompt is not False,
             "add_generation_prompt": self.add_generation_prompt is not False,
             "continue_final_message": bool(self.continue_final_message) or self._has_prefix(),
             "top_logprobs": self.read_top_logprobs(),
-            "ignore_eos": bool(self.ignore_eos),
+            **self.read_endings(),
         }

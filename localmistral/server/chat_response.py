@@ -13,6 +13,7 @@ from localmistral.answer import ChatItem, ChatResult
 from localmistral.chatformat.parser import ContentDelta, ReasoningDelta, ToolCallDelta
 from localmistral.engine import Engine, TokenProbability
 from localmistral.server.chat_request import ReasoningFormat
+from localmistral.server.token_logprobs import cut_stop, describe_token
 
 FINISH_REASONS = {"cancelled": "stop"}
 
@@ -36,7 +37,7 @@ class ChatAnswer:
             {
                 "index": index,
                 "message": self._message(result),
-                "logprobs": self._logprobs(tokens[index]),
+                "logprobs": self._logprobs(cut_stop(self.engine, tokens[index], result.stop_text)),
                 "finish_reason": finish_reason(result),
             }
             for index, result in enumerate(results)
@@ -70,17 +71,8 @@ class ChatAnswer:
     def _logprobs(self, tokens: Sequence[TokenProbability]) -> dict[str, Any] | None:
         if not self.has_logprobs:
             return None
-        return {"content": [self._logprob(token) for token in tokens], "refusal": None}
-
-    def _logprob(self, found: TokenProbability) -> dict[str, Any]:
-        others = [self._describe(token, value) for token, value in found.alternatives]
-        return {**self._describe(found.token, found.logprob), "top_logprobs": others}
-
-    def _describe(self, token: int, logprob: float) -> dict[str, Any]:
-        data = self.engine.tokenizer.piece(token)
-        # JSON has no infinity; OpenAI writes -9999 for "as good as impossible"
-        value = max(logprob, -9999.0)
-        return {"token": data.decode("utf-8", "replace"), "logprob": value, "bytes": list(data)}
+        described = [describe_token(self.engine, token) for token in tokens]
+        return {"content": described, "refusal": None}
 
     def begin(self, index: int) -> dict[str, Any]:
         """The first chunk of an answer: the only one with the role."""
@@ -100,9 +92,11 @@ class ChatAnswer:
             return self._chunk(index, {}, finish=finish_reason(item))
         return None
 
-    def content_chunk(self, index: int, text: str, token: TokenProbability) -> dict[str, Any]:
-        """Text of the content with the log-probability of the token that completed it."""
-        return self._chunk(index, {"content": text}, logprobs=self._logprobs([token]))
+    def content_chunk(
+        self, index: int, text: str, tokens: Sequence[TokenProbability]
+    ) -> dict[str, Any]:
+        """Text of the content with the log-probabilities of the tokens that completed it."""
+        return self._chunk(index, {"content": text}, logprobs=self._logprobs(tokens))
 
     def _chunk(
         self,

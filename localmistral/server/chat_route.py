@@ -4,7 +4,7 @@ Starts one stream an answer, and writes what comes out of them in OpenAI's form.
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -29,7 +29,9 @@ from localmistral.server.events import (
     merge,
 )
 from localmistral.server.observing import Observer, observed
+from localmistral.server.parameters import named_output
 from localmistral.server.serving import Serving, name_model
+from localmistral.server.token_logprobs import TokenQueue
 from localmistral.session import Chat
 
 _MISTRAL_CLIENT = "mistral-client"
@@ -62,7 +64,11 @@ def make_chat_router(serving: Serving, observer: Observer) -> APIRouter:
 
         if body.stream:
             has_usage = bool(body.stream_options and body.stream_options.include_usage)
-            events = _write_events(items, answer, has_usage=has_usage)
+            writers = [
+                _ChunkWriter(answer, index, has_stops=bool(body.stop))
+                for index in range(len(items))
+            ]
+            events = _write_events(items, writers, has_usage=has_usage)
             return EventStream(events, close, encode_openai_error)
         collected = await await_answer(_collect(items), request.receive, close)
         return JsonAnswer(answer.whole([c[0] for c in collected], [c[1] for c in collected]))
@@ -77,9 +83,10 @@ def _is_mistral_client(request: Request) -> bool:
 
 def start_streams(chat: Chat, body: ChatRequest) -> list[ChatStream]:
     """One stream an answer; none is left running if a later one can't be started."""
-    arguments = body.read_arguments()
+    field, output = body.read_output()
+    arguments = {**body.read_arguments(), "output": output}
     count = body.count_choices()
-    with contextlib.ExitStack() as started:
+    with contextlib.ExitStack() as started, named_output(field):
         streams = [
             started.enter_context(chat.stream(body.messages, sampling=sampling, **arguments))
             for sampling in body.vary_sampling(count)
@@ -102,35 +109,54 @@ async def _collect(
 
 
 async def _write_events(
-    items: list[AsyncIterator[ChatItem]], answer: ChatAnswer, *, has_usage: bool
+    items: list[AsyncIterator[ChatItem]], writers: list["_ChunkWriter"], *, has_usage: bool
 ) -> AsyncIterator[str]:
-    for index in range(len(items)):
-        yield encode_event(answer.begin(index))
-    held = [""] * len(items)
+    for writer in writers:
+        yield encode_event(writer.begin())
     results: dict[int, ChatResult] = {}
     async for index, item in merge(items):
-        if isinstance(item, ContentDelta) and answer.has_logprobs:
-            held[index] += item.text
-            continue
-        if isinstance(item, TokenProbability):
-            if answer.has_logprobs:
-                yield encode_event(answer.content_chunk(index, held[index], item))
-                held[index] = ""
-            continue
-        if held[index]:  # text whose token came earlier, such as what was kept for a stop string
-            yield encode_event(_chunk_of_text(answer, index, held[index]))
-            held[index] = ""
         if isinstance(item, ChatResult):
             results[index] = item
-        chunk = answer.chunk(index, item)
-        if chunk is not None:
+        for chunk in writers[index].write(item):
             yield encode_event(chunk)
     if has_usage:
-        yield encode_event(answer.usage_chunk([results[n] for n in sorted(results)]))
+        yield encode_event(writers[0].answer.usage_chunk([results[n] for n in sorted(results)]))
     yield DONE
 
 
-def _chunk_of_text(answer: ChatAnswer, index: int, text: str) -> dict[str, Any]:
-    chunk = answer.chunk(index, ContentDelta(text=text))
-    assert chunk is not None
-    return chunk
+class _ChunkWriter:
+    """Chunks of one choice; with log-probabilities, each text comes together with its tokens."""
+
+    def __init__(self, answer: ChatAnswer, index: int, *, has_stops: bool) -> None:
+        self.answer = answer
+        self._index = index
+        self._text = ""
+        self._tokens = TokenQueue(answer.engine, has_stops=has_stops)
+
+    def begin(self) -> dict[str, Any]:
+        return self.answer.begin(self._index)
+
+    def write(self, item: ChatItem) -> Iterator[dict[str, Any]]:
+        if self.answer.has_logprobs and isinstance(item, ContentDelta):
+            self._text += item.text
+            self._tokens.add_text(item.text)
+            return
+        if isinstance(item, TokenProbability):
+            if self.answer.has_logprobs:
+                yield from self._let_out(self._tokens.add_token(item))
+            return
+        # what is left, such as text that was kept for a stop string that never came
+        rest = self._tokens.end(item.stop_text) if isinstance(item, ChatResult) else []
+        yield from self._let_out(rest)
+        chunk = self.answer.chunk(self._index, item)
+        if chunk is not None:
+            yield chunk
+
+    def _let_out(self, tokens: list[TokenProbability]) -> Iterator[dict[str, Any]]:
+        text, self._text = self._text, ""
+        if tokens:
+            yield self.answer.content_chunk(self._index, text, tokens)
+        elif text:
+            chunk = self.answer.chunk(self._index, ContentDelta(text=text))
+            assert chunk is not None
+            yield chunk

@@ -4,15 +4,15 @@ The prompt's control tokens count as such, as in llama-server: who writes a prom
 those too. Knows nothing of conversations.
 """
 
+import codecs
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -20,7 +20,7 @@ from localmistral.engine import GenerationResult, Stream, TokenEvent, TokenProba
 from localmistral.engine import Request as EngineRequest
 from localmistral.errors import BadRequestError, ContextOverflowError
 from localmistral.server.answer_schemas import COMPLETION
-from localmistral.server.chat_request import StreamOptions
+from localmistral.server.completions_request import CompletionRequest
 from localmistral.server.documentation import responses_of
 from localmistral.server.events import (
     DONE,
@@ -32,66 +32,10 @@ from localmistral.server.events import (
     merge,
 )
 from localmistral.server.observing import Observer
-from localmistral.server.parameters import (
-    Count,
-    Flag,
-    OutputParameters,
-    SamplingParameters,
-    Text,
-    check_count,
-)
+from localmistral.server.parameters import named_output
 from localmistral.server.serving import Serving, name_model
+from localmistral.server.token_logprobs import LOWEST_LOGPROB, TokenQueue, cut_stop
 from localmistral.session import Chat
-
-DEFAULT_MAX_TOKENS = 16
-"""OpenAI's own for this route."""
-MAX_PROMPTS = 64
-MAX_LOGPROBS = 20
-LOWEST_LOGPROB = -9999.0
-"""JSON has no infinity."""
-
-TokenIds = Annotated[list[Count], Field(min_length=1)]
-
-
-class CompletionRequest(SamplingParameters, OutputParameters):
-    """OpenAI's completion request with the fields that llama.cpp and vLLM add."""
-
-    model: Text | None = None
-    prompt: Text | TokenIds | list[Text] | list[TokenIds] = Field(
-        description="A text, token ids, or a list of either."
-    )
-    suffix: Text | None = Field(None, description="What follows the text to be written.")
-    echo: Flag | None = Field(None, description="Begin the answer with the prompt.")
-    max_tokens: Count | None = None
-    logprobs: Count | None = Field(None, description="Alternatives per token, 0 to 20.")
-    stream: Flag | None = None
-    stream_options: StreamOptions | None = None
-
-    def list_prompts(self) -> list[str | list[int]]:
-        """Each prompt by itself. Errors: BadRequestError for none, or too many."""
-        raw: Any = self.prompt
-        is_one = isinstance(raw, str) or (bool(raw) and isinstance(raw[0], int))
-        prompts: list[str | list[int]] = [raw] if is_one else list(raw)
-        if not 1 <= len(prompts) <= MAX_PROMPTS:
-            raise BadRequestError(
-                f"There are {len(prompts)} prompts, 1 to {MAX_PROMPTS} are taken.", param="prompt"
-            )
-        return prompts
-
-    def check(self) -> None:
-        """Errors: BadRequestError for what is out of range, or can't be had together."""
-        check_count("max_tokens", self.max_tokens)
-        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
-            raise BadRequestError(
-                f"logprobs is {self.logprobs}, it must be between 0 and {MAX_LOGPROBS}.",
-                param="logprobs",
-            )
-        if self.echo and self.logprobs is not None:
-            raise BadRequestError(
-                "echo with logprobs asks for those of the prompt, which aren't computed.",
-                "Leave one of them out.",
-                param="echo",
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +47,29 @@ class _Choice:
     prefix: str  # the prompt where it is to be repeated
 
 
+class _Offset:
+    """The place of each token in a text, in characters, from `start` on."""
+
+    def __init__(self, start: int) -> None:
+        self._next = start
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def step(self, piece: bytes) -> int:
+        """Where the token with these bytes begins."""
+        place = self._next
+        self._next += len(self._decoder.decode(piece))
+        return place
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answer:
     """What all choices of one response share."""
 
     chat: Chat
     has_logprobs: bool
-    per_prompt: int  # texts of one prompt
+    has_stops: bool
+    per_prompt: int  # texts made of one prompt
+    told: int  # texts of one prompt that the client gets
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -127,22 +87,29 @@ class _Answer:
         self,
         index: int,
         text: str,
-        tokens: Sequence[tuple[TokenProbability, int]],
+        tokens: Sequence[TokenProbability],
         finish: str | None,
+        *,
+        offset: "_Offset",
     ) -> dict[str, Any]:
-        """`tokens` with the place of each in the whole text."""
-        logprobs = self._logprobs(tokens) if self.has_logprobs else None
+        """`offset` goes on by `tokens`."""
+        logprobs = self._logprobs(tokens, offset) if self.has_logprobs else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
-    def _logprobs(self, tokens: Sequence[tuple[TokenProbability, int]]) -> dict[str, Any]:
+    def _logprobs(self, tokens: Sequence[TokenProbability], offset: "_Offset") -> dict[str, Any]:
+        pieces = [self.chat.engine.tokenizer.piece(found.token) for found in tokens]
         return {
-            "tokens": [self._spell(found.token) for found, _ in tokens],
-            "token_logprobs": [max(found.logprob, LOWEST_LOGPROB) for found, _ in tokens],
+            "tokens": [self._spell(found.token) for found in tokens],
+            "token_logprobs": [max(found.logprob, LOWEST_LOGPROB) for found in tokens],
             "top_logprobs": [
-                {self._spell(t): max(p, LOWEST_LOGPROB) for t, p in found.alternatives}
-                for found, _ in tokens
+                {
+                    self._spell(token): max(logprob, LOWEST_LOGPROB)
+                    # the chosen token counts in any case, and where two are spelled the same
+                    for token, logprob in (*found.alternatives, (found.token, found.logprob))
+                }
+                for found in tokens
             ],
-            "text_offset": [offset for _, offset in tokens],
+            "text_offset": [offset.step(piece) for piece in pieces],
         }
 
     def _spell(self, token: int) -> str:
@@ -161,7 +128,9 @@ def make_completions_router(serving: Serving, observer: Observer) -> APIRouter:
         answer = _Answer(
             chat=chat,
             has_logprobs=body.logprobs is not None,
-            per_prompt=body.count_choices(),
+            has_stops=bool(body.stop),
+            per_prompt=body.per_prompt,
+            told=body.count_choices(),
         )
 
         def close() -> None:
@@ -179,22 +148,23 @@ def make_completions_router(serving: Serving, observer: Observer) -> APIRouter:
 
 
 def _start(chat: Chat, body: CompletionRequest) -> list[_Choice]:
+    chat.require_writer()
     prompts = [_read_prompt(chat, prompt, body.suffix) for prompt in body.list_prompts()]
-    count = body.count_choices()
-    _check_room(chat, len(prompts) * count)
+    _check_room(chat, len(prompts) * body.per_prompt)
+    field, output = body.read_output()
     choices: list[_Choice] = []
-    with contextlib.ExitStack() as started:
+    with contextlib.ExitStack() as started, named_output(field):
         for tokens, text in prompts:
-            for sampling in body.vary_sampling(count):
+            for sampling in body.vary_sampling(body.per_prompt):
                 request = EngineRequest(
                     prompt=tokens,
-                    max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
+                    max_tokens=body.read_max_tokens(),
                     stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
                     sampling=chat.set_sampling(sampling),
                     cache_prompt=body.cache_prompt is not False,
-                    top_logprobs=body.logprobs,
-                    ignore_eos=bool(body.ignore_eos),
-                    constraint=chat.constrain(body.read_output()),
+                    top_logprobs=body.needed_logprobs,
+                    constraint=chat.constrain(output),
+                    **body.read_endings(),
                 )
                 stream = started.enter_context(_submit(chat, request))
                 prefix = text if body.echo else ""
@@ -238,7 +208,20 @@ def _read_prompt(
     begin = [engine.tokenizer.bos] if engine.tokenizer.adds_bos and not is_begun else []
     if isinstance(prompt, list) and not suffix:
         begin = []  # ids are taken as they are
+    elif not (begin or tokens):
+        begin = [_find_beginning(chat)]
     return (*begin, *tokens), text
+
+
+def _find_beginning(chat: Chat) -> int:
+    """What a new text begins after: BOS, or the end of the one before it."""
+    tokenizer = chat.engine.tokenizer
+    found = next((token for token in (tokenizer.bos, tokenizer.eos) if token >= 0), None)
+    if found is None:
+        raise BadRequestError(
+            "The prompt has 0 tokens, and this model has no token to begin with.", param="prompt"
+        )
+    return found
 
 
 def _fill_in(chat: Chat, before: list[int], after: list[int]) -> list[int]:
@@ -257,42 +240,91 @@ def _fill_in(chat: Chat, before: list[int], after: list[int]) -> list[int]:
 
 async def _collect(choices: list[_Choice], answer: _Answer, observer: Observer) -> dict[str, Any]:
     texts = [choice.prefix for choice in choices]
-    tokens: list[list[tuple[TokenProbability, int]]] = [[] for _ in choices]
+    tokens: list[list[TokenProbability]] = [[] for _ in choices]
     async for index, event in merge([aiter(choice.stream) for choice in choices]):
         if event.probability is not None:
-            tokens[index].append((event.probability, len(texts[index])))
+            tokens[index].append(event.probability)
         texts[index] += event.text
     results = [_result(choice.stream, observer) for choice in choices]
-    built = [
-        answer.choice(n, texts[n], tokens[n], _finish_reason(result))
-        for n, result in enumerate(results)
+    kept = [
+        cut_stop(answer.chat.engine, of, result.stop_text)
+        for of, result in zip(tokens, results, strict=True)
     ]
+    built = [
+        answer.choice(
+            place, texts[n], kept[n], _finish_reason(results[n]),
+            offset=_Offset(len(choices[n].prefix)),
+        )
+        for place, n in enumerate(_choose(answer, kept))
+    ]  # fmt: skip
     return answer.build(built, _usage(results, answer.per_prompt))
+
+
+def _choose(answer: _Answer, tokens: list[list[TokenProbability]]) -> list[int]:
+    """The texts to tell: of every prompt those with the highest mean log-probability a token."""
+    if answer.told == answer.per_prompt:
+        return list(range(len(tokens)))
+
+    def rate(number: int) -> float:
+        found = [token.logprob for token in tokens[number]]
+        return sum(found) / len(found) if found else 0.0
+
+    groups = range(0, len(tokens), answer.per_prompt)
+    return [
+        number
+        for first in groups
+        for number in sorted(range(first, first + answer.per_prompt), key=rate, reverse=True)[
+            : answer.told
+        ]
+    ]
 
 
 async def _write_events(
     choices: list[_Choice], answer: _Answer, observer: Observer, *, has_usage: bool
 ) -> AsyncIterator[str]:
-    lengths = [0] * len(choices)
-    for choice in choices:
-        if choice.prefix:
-            lengths[choice.index] = len(choice.prefix)
-            first = answer.choice(choice.index, choice.prefix, [], None)
-            yield encode_event(answer.build([first], None))
+    writers = [_ChunkWriter(answer, choice) for choice in choices]
+    for writer in writers:
+        for first in writer.begin():
+            yield encode_event(first)
     async for index, event in merge([_ended(choice) for choice in choices]):
-        if isinstance(event, GenerationResult):
-            last = answer.choice(index, "", [], _finish_reason(event))
-            yield encode_event(answer.build([last], None))
-            continue
-        found = event.probability
-        tokens = [] if found is None else [(found, lengths[index])]
-        lengths[index] += len(event.text)
-        if event.text or tokens:
-            yield encode_event(answer.build([answer.choice(index, event.text, tokens, None)], None))
+        for chunk in writers[index].write(event):
+            yield encode_event(chunk)
     results = [_result(choice.stream, observer) for choice in choices]
     if has_usage:
         yield encode_event(answer.build([], _usage(results, answer.per_prompt)))
     yield DONE
+
+
+class _ChunkWriter:
+    """Chunks of one text."""
+
+    def __init__(self, answer: _Answer, choice: _Choice) -> None:
+        self._answer = answer
+        self._choice = choice
+        self._tokens = TokenQueue(answer.chat.engine, has_stops=answer.has_stops)
+        self._offset = _Offset(len(choice.prefix))
+
+    def begin(self) -> Iterator[dict[str, Any]]:
+        if self._choice.prefix:
+            yield self._build(self._choice.prefix, [])
+
+    def write(self, event: TokenEvent | GenerationResult) -> Iterator[dict[str, Any]]:
+        if isinstance(event, GenerationResult):
+            rest = self._tokens.end(event.stop_text)
+            yield self._build("", rest, _finish_reason(event))
+            return
+        self._tokens.add_text(event.text)
+        found = event.probability
+        tokens = [] if found is None else self._tokens.add_token(found)
+        if event.text or tokens:
+            yield self._build(event.text, tokens)
+
+    def _build(
+        self, text: str, tokens: list[TokenProbability], finish: str | None = None
+    ) -> dict[str, Any]:
+        index = self._choice.index
+        choice = self._answer.choice(index, text, tokens, finish, offset=self._offset)
+        return self._answer.build([choice], None)
 
 
 async def _ended(choice: _Choice) -> AsyncIterator[TokenEvent | GenerationResult]:
@@ -317,10 +349,11 @@ def _finish_reason(result: GenerationResult) -> str:
 def _usage(results: Sequence[GenerationResult], per_prompt: int) -> dict[str, Any]:
     """Counts of tokens; every prompt counts once, whatever the number of its texts."""
     prompt = sum(result.prompt_tokens for result in results[::per_prompt])
+    cached = sum(result.cached_tokens for result in results[::per_prompt])
     completion = sum(result.completion_tokens for result in results)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(r.cached_tokens for r in results)},
+        "prompt_tokens_details": {"cached_tokens": cached},
     }

@@ -112,19 +112,15 @@ def _require_embedder(chat: Chat) -> Embedder:
 
 
 def _tokenize(chat: Chat, inputs: Sequence[str | list[int]], limit: int) -> list[list[int]]:
-    """Token ids, with BOS and EOS around texts where the vocabulary says so. Errors:
+    """Token ids, with what the vocabulary puts around a text (BOS and EOS, CLS and SEP). Errors:
     ContextOverflowError for one that is longer than the context."""
     tokenizer = chat.engine.tokenizer
-    begin = [tokenizer.bos] if tokenizer.adds_bos else []
-    end = [tokenizer.eos] if tokenizer.adds_eos else []
+    begin, end = tokenizer.frame
     found = []
     for number, each in enumerate(inputs):
         where = "input" if len(inputs) == 1 else f"input[{number}]"
-        if isinstance(each, str):
-            tokens = [*begin, *tokenizer.encode(each), *end]
-        else:
-            tokenizer.check(each, param=where)
-            tokens = each
+        tokens = [*begin, *tokenizer.encode(each), *end] if isinstance(each, str) else each
+        tokenizer.check(tokens, param=where)
         if len(tokens) > limit:
             raise ContextOverflowError(
                 f"{where} has {len(tokens)} tokens, the context holds {limit}.",

@@ -41,16 +41,7 @@ _TYPES_BY_STATUS = {
     415: "invalid_request_error",
     503: "overloaded_error",
 }
-_ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    405: "invalid_request_error",
-    413: "request_too_large",
-    415: "invalid_request_error",
-    503: "overloaded_error",
-}
+"""Both APIs' words for a status; Anthropic says `api_error` for the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +65,14 @@ class Failure:
             }
         }
 
-    def to_anthropic(self) -> dict[str, Any]:
-        kind = _ANTHROPIC_TYPES.get(self.status, "api_error")
-        return {"type": "error", "error": {"type": kind, "message": self.message}}
+    def to_anthropic(self, request_id: str) -> dict[str, Any]:
+        kind = _TYPES_BY_STATUS.get(self.status, "api_error")
+        error = {"type": kind, "message": self.message}
+        return {"type": "error", "error": error, "request_id": request_id}
 
-    def to_body(self, path: str) -> dict[str, Any]:
+    def to_body(self, path: str, request_id: str) -> dict[str, Any]:
         """The body that clients of `path` expect."""
-        return self.to_anthropic() if is_anthropic(path) else self.to_openai()
+        return self.to_anthropic(request_id) if is_anthropic(path) else self.to_openai()
 
 
 def is_anthropic(path: str) -> bool:
@@ -132,6 +124,11 @@ def describe_validation(errors: Sequence[Mapping[str, Any]]) -> Failure:
             place += f"[{part}]"
         elif not _is_type_name(part):
             place += f".{part}" if place else str(part)
+    if first.get("type") == "missing":
+        message = f"{place or 'The body'} is missing."
+        return Failure(
+            status=400, message=message, type="invalid_request_error", param=place or None
+        )
     reason = str(first.get("msg", "")).removeprefix("Input ").removeprefix("Value error, ")
     message = f"{place or 'The body'} {reason[:1].lower()}{reason[1:]}."
     return Failure(status=400, message=message, type="invalid_request_error", param=place or None)

@@ -2,18 +2,21 @@
 
 An ASGI layer that refuses before a body is read: DNS rebinding (Host), missing keys, bodies that
 are no JSON, compressed or too large. A foreign page can't send JSON without asking first
-(preflight), and without `allow_origins` nobody answers that. Knows nothing of models.
+(preflight), and without `allow_origins` nobody answers that. It also puts in order what the
+routes should not have to know of: the forms of a path, and HEAD. Knows nothing of models.
 """
 
 import contextlib
 import hmac
 import ipaddress
 import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import quote
 
 from localmistral.server.errors import Failure, describe_status
-from localmistral.server.settings import LOCAL_NAMES, ServerSettings
+from localmistral.server.settings import LOCAL_NAMES, ServerSettings, read_host_name
 from localmistral.server.wire import PROOF_PATH
 
 Scope = MutableMapping[str, Any]
@@ -22,6 +25,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+REQUEST_ID = "request_id"
+"""Where a request's id stands in the state of its scope."""
 OPEN_PATHS = frozenset({"/health", "/", PROOF_PATH})
 """Told to anybody: whether the server lives, which one it is, and how to use it."""
 
@@ -36,7 +41,7 @@ class Guard:
     def __init__(self, app: App, settings: ServerSettings) -> None:
         self._app = app
         self._settings = settings
-        self._hosts = {name.casefold() for name in (*LOCAL_NAMES, *settings.allow_hosts)}
+        self._hosts = {*LOCAL_NAMES, *map(read_host_name, settings.allow_hosts)}
         if settings.host not in ("0.0.0.0", "::", ""):
             self._hosts.add(settings.host.casefold().strip("[]"))
         keys = (*settings.api_keys, settings.local_token) if settings.api_keys else ()
@@ -47,9 +52,10 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
+        scope = _put_in_order(scope, headers)
         failure = self._refuse(scope, headers)
         if failure is not None:
-            await _send_failure(failure, scope["path"], send)
+            await _send_failure(failure, scope, send)
             return
         await self._pass_bounded(scope, receive, send)
 
@@ -62,7 +68,7 @@ class Guard:
 
     def _refuse_host(self, headers: dict[str, bytes]) -> Failure | None:
         host = headers.get("host", b"").decode("latin-1")
-        name = _host_name(host)
+        name = read_host_name(host)
         # an address can't be rebound to another machine, a name can
         if name in self._hosts or (not self._settings.is_loopback and _is_address(name)):
             return None
@@ -77,18 +83,20 @@ class Guard:
         if not self._keys or scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
             return None
         bearer = headers.get("authorization", b"")
-        given = bearer[7:].strip() if bearer[:7].lower() == b"bearer " else b""
-        given = given or headers.get("x-api-key", b"").strip()
+        bearer = bearer[7:] if bearer[:7].lower() == b"bearer " else b""
+        # some clients send both, one of them meant for another server
+        given = [key.strip() for key in (bearer, headers.get("x-api-key", b""))]
         # every key is compared, each in constant time: how long it takes tells nothing
-        if sum(hmac.compare_digest(given, key) for key in self._keys):
+        if sum(hmac.compare_digest(one, key) for one in given for key in self._keys):
             return None
-        what = "The API key is wrong" if given else "This server asks for an API key"
+        what = "The API key is wrong" if any(given) else "This server asks for an API key"
         return describe_status(
             401, f"{what}: send it as Authorization: Bearer KEY.", code="invalid_api_key"
         )
 
     def _refuse_body(self, scope: Scope, headers: dict[str, bytes]) -> Failure | None:
-        if scope["method"] not in ("POST", "PUT", "PATCH"):
+        has_body = "transfer-encoding" in headers or headers.get("content-length", b"0") != b"0"
+        if scope["method"] != "POST" or not (has_body or "content-type" in headers):
             return None
         kind = headers.get("content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
         if kind != "application/json":
@@ -135,7 +143,7 @@ class Guard:
         with contextlib.suppress(_TooLargeError):
             await self._app(scope, receive_bounded, send_unless_over)
         if is_over:
-            await _send_failure(self._too_large(), scope["path"], send)
+            await _send_failure(self._too_large(), scope, send)
 
 
 def _is_address(name: str) -> bool:
@@ -146,18 +154,26 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _host_name(host: str) -> str:
-    """The name in a Host header, without port and brackets; empty if it is malformed."""
-    if host.startswith("["):
-        name, bracket, port = host[1:].partition("]")
-        rest = port.removeprefix(":") if bracket else "x"
-    else:
-        name, _, rest = host.partition(":")
-    return name.casefold().removesuffix(".") if not rest or rest.isdecimal() else ""
+def _put_in_order(scope: Scope, headers: dict[str, bytes]) -> Scope:
+    """The scope with the path that is meant, and GET for HEAD, whose answer loses its body later.
+
+    A base URL that ends in a slash, or lacks one, makes paths like //v1/models and /v1/models/. A
+    path may also be a whole URL, as a proxy is asked, of the very host that the header names.
+    """
+    path: str = scope["path"]
+    path = path.removeprefix("http://" + headers.get("host", b"").decode("latin-1"))
+    path = "/" + re.sub("/+", "/", path).strip("/")
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    return {**scope, "path": path, "raw_path": quote(path).encode(), "method": method}
 
 
-async def _send_failure(failure: Failure, path: str, send: Send) -> None:
-    body = json.dumps(failure.to_body(path)).encode()
+def request_id_of(scope: Scope) -> str:
+    """The id that the outermost layer gave; empty where there is none."""
+    return str(scope.get("state", {}).get(REQUEST_ID, ""))
+
+
+async def _send_failure(failure: Failure, scope: Scope, send: Send) -> None:
+    body = json.dumps(failure.to_body(scope["path"], request_id_of(scope))).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body))}
     headers |= {"connection": "close"} if failure.status == 413 else {}
     pairs = [(k.lower().encode(), v.encode()) for k, v in {**headers, **failure.headers}.items()]

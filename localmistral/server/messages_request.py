@@ -1,17 +1,15 @@
 """The body of Anthropic's /v1/messages, and what it asks of `Chat.stream`.
 
-Turns Anthropic's content blocks into OpenAI-style messages, which the one parser then checks.
 Knows nothing of responses.
 """
 
-import json
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from localmistral.engine.constraints import JsonSchema, Spec
 from localmistral.errors import BadRequestError
+from localmistral.server.messages_blocks import Turn, read_assistant, read_system, read_user
 from localmistral.server.parameters import Count, Flag, Real, Text, check_count
 
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
@@ -56,20 +54,26 @@ class CountRequest(BaseModel):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
 
-    def read_messages(self) -> list[dict[str, Any]]:
+    def read_turns(self) -> list[Turn]:
         """The conversation in OpenAI's form. Errors: BadRequestError naming the block."""
-        messages: list[dict[str, Any]] = []
-        if self.system:
-            messages.append({"role": "system", "content": _read_system(self.system)})
+        turns = read_system(self.system, "system") if self.system else []
         for i, message in enumerate(self.messages):
             where = f"messages[{i}]"
             if message.role == "assistant":
-                messages.append(_read_assistant(message.content, f"{where}.content"))
+                turns += read_assistant(message.content, where)
             elif message.role == "system":
-                messages.append({"role": "system", "content": _read_system(message.content)})
+                turns += read_system(message.content, f"{where}.content")
             else:
-                messages += _read_user(message.content, f"{where}.content")
-        return messages
+                turns += read_user(message.content, where)
+        if turns and turns[-1].calls:
+            place = turns[-1].calls[0]
+            raise BadRequestError(f"{place} is a call without its result after it.", param=place)
+        return turns
+
+    @property
+    def continues_answer(self) -> bool:
+        """An assistant message at the end is the beginning of the answer."""
+        return self.messages[-1].role == "assistant"
 
     def read_tools(self) -> list[dict[str, Any]] | None:
         """The tools in OpenAI's form. Errors: BadRequestError for what only Anthropic can run."""
@@ -134,8 +138,7 @@ class MessagesRequest(CountRequest):
             "sampling": {name: value for name, value in sampling.items() if value is not None},
             "thinking_budget": check_count("thinking.budget_tokens", budget),
             "output": self._read_output(),
-            # an assistant message at the end is the beginning of the answer
-            "continue_final_message": self.messages[-1].role == "assistant",
+            "continue_final_message": self.continues_answer,
         }
 
     def _read_output(self) -> Spec | None:
@@ -148,83 +151,3 @@ class MessagesRequest(CountRequest):
                 param="output_config.format",
             )
         return JsonSchema(schema=form["schema"])
-
-
-def _read_system(content: str | list[dict[str, Any]]) -> str:
-    if isinstance(content, str):
-        return content
-    texts = [_text_of(block, f"system[{i}]") for i, block in enumerate(content)]
-    return "\n\n".join(texts)
-
-
-def _text_of(block: Mapping[str, Any], where: str) -> str:
-    text = block.get("text")
-    if block.get("type") != "text" or not isinstance(text, str):
-        raise BadRequestError(f"{where} must be a text block.", param=where)
-    return text
-
-
-def _read_user(content: str | list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
-    """Results of tools become messages of their own, the rest one user message after them."""
-    if isinstance(content, str):
-        return [{"role": "user", "content": content}]
-    results: list[dict[str, Any]] = []
-    parts: list[dict[str, Any]] = []
-    for i, block in enumerate(content):
-        if block.get("type") == "tool_result":
-            results.append(_read_result(block, f"{where}[{i}]"))
-        elif block.get("type") == "document":
-            parts.append({"type": "text", "text": _read_document(block, f"{where}[{i}]")})
-        else:
-            parts.append(block)
-    return [*results, *([{"role": "user", "content": parts}] if parts else [])]
-
-
-def _read_result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
-    content = block.get("content")
-    if isinstance(content, list):
-        inner = enumerate(content)
-        content = "\n".join(_text_of(_object(b, where), f"{where}.content[{i}]") for i, b in inner)
-    text = "" if content is None else content
-    if not isinstance(text, str):
-        raise BadRequestError(f"{where}.content must be text.", param=f"{where}.content")
-    if block.get("is_error"):
-        text = f"Error: {text}"
-    return {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text}
-
-
-def _read_document(block: Mapping[str, Any], where: str) -> str:
-    source = block.get("source")
-    if isinstance(source, Mapping) and source.get("type") == "text":
-        return str(source.get("data", ""))
-    raise BadRequestError(f"{where} is a document that isn't plain text.", param=where)
-
-
-def _object(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise BadRequestError(f"{where} holds something other than blocks.", param=where)
-    return value
-
-
-def _read_assistant(content: str | list[dict[str, Any]], where: str) -> dict[str, Any]:
-    if isinstance(content, str):
-        return {"role": "assistant", "content": content}
-    parts: list[dict[str, Any]] = []
-    calls: list[dict[str, Any]] = []
-    for i, block in enumerate(content):
-        kind = block.get("type")
-        if kind == "tool_use":
-            calls.append(_read_call(block, f"{where}[{i}]"))
-        elif kind == "thinking":
-            parts.append({"type": "thinking", "thinking": block.get("thinking")})
-        elif kind != "redacted_thinking":  # which nobody but its author can read
-            parts.append(block)
-    return {"role": "assistant", "content": parts, **({"tool_calls": calls} if calls else {})}
-
-
-def _read_call(block: Mapping[str, Any], where: str) -> dict[str, Any]:
-    arguments = block.get("input")
-    if not isinstance(arguments, Mapping):
-        raise BadRequestError(f"{where}.input must be an object.", param=f"{where}.input")
-    function = {"name": block.get("name"), "arguments": json.dumps(arguments)}
-    return {"id": block.get("id"), "type": "function", "function": function}

@@ -3,9 +3,12 @@
 Knows nothing of OpenAI's forms.
 """
 
+import asyncio
+import base64
+import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +23,18 @@ from localmistral.server.call_items import end_after_one_call
 from localmistral.server.documentation import anthropic_responses_of
 from localmistral.server.errors import describe
 from localmistral.server.events import EventStream, JsonAnswer, await_answer, encode_event
+from localmistral.server.guard import request_id_of
+from localmistral.server.messages_blocks import named_as_sent
 from localmistral.server.messages_request import CountRequest, MessagesRequest
 from localmistral.server.observing import Observer, observed
+from localmistral.server.parameters import named_output
 from localmistral.server.serving import Serving, name_model
 from localmistral.session import Chat
 
+PING_S = 15.0
+"""Between signs of life while a prompt is computed: proxies (nginx) give up after a silent minute,
+Node's clients after five."""
+_PING = {"type": "ping"}
 _STOP_REASONS = {
     "stop": "end_turn",
     "cancelled": "end_turn",
@@ -47,7 +57,7 @@ def make_messages_router(serving: Serving, observer: Observer) -> APIRouter:
         writer = _Writer(model=name_model(chat)[0])
         if body.stream:
             events = _write_events(items, writer, stream.prompt_tokens)
-            return EventStream(events, stream.close, _encode_error)
+            return EventStream(events, stream.close, _error_encoder(request_id_of(request.scope)))
         result = await await_answer(_finish(items), request.receive, stream.close)
         return JsonAnswer(writer.whole(result))
 
@@ -61,13 +71,22 @@ def make_messages_router(serving: Serving, observer: Observer) -> APIRouter:
 
 
 def _start(chat: Chat, body: MessagesRequest) -> ChatStream:
-    return chat.stream(body.read_messages(), **body.read_arguments())
+    turns = body.read_turns()
+    with named_as_sent(turns), named_output("output_config.format"):
+        return chat.stream([turn.message for turn in turns], **body.read_arguments())
 
 
 def _count(chat: Chat, body: CountRequest) -> int:
     choice = body.tool_choice
     tools = None if choice is not None and choice.type == "none" else body.read_tools()
-    segments = chat.render(body.read_messages(), tools=tools, effort=body.read_effort())
+    turns = body.read_turns()
+    with named_as_sent(turns):
+        segments = chat.render(
+            [turn.message for turn in turns],
+            tools=tools,
+            effort=body.read_effort(),
+            continue_final_message=body.continues_answer,
+        )
     return len(chat.encode(segments))
 
 
@@ -83,17 +102,30 @@ async def _write_events(
     items: AsyncIterator[ChatItem], writer: "_Writer", prompt_tokens: int
 ) -> AsyncIterator[str]:
     yield _encode(writer.begin(prompt_tokens))
-    async for item in items:
-        for event in writer.write(item):
+    async for item in with_pings(items):
+        for event in [_PING] if item is None else writer.write(item):
             yield _encode(event)
+
+
+async def with_pings(items: AsyncIterator[ChatItem]) -> "AsyncIterator[ChatItem | None]":
+    """`items`, and None every `PING_S` seconds until the first has come."""
+    first = asyncio.ensure_future(anext(items))
+    try:
+        while not (await asyncio.wait({first}, timeout=PING_S))[0]:
+            yield None
+        yield first.result()
+    finally:
+        first.cancel()
+    async for item in items:
+        yield item
 
 
 def _encode(event: dict[str, Any]) -> str:
     return encode_event(event, event["type"])
 
 
-def _encode_error(error: Exception) -> str:
-    return encode_event(describe(error).to_anthropic(), "error")
+def _error_encoder(request_id: str) -> Callable[[Exception], str]:
+    return lambda error: encode_event(describe(error).to_anthropic(request_id), "error")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,11 +136,13 @@ class _Writer:
     id: str = field(default_factory=lambda: f"msg_{secrets.token_hex(12)}")
     _index: int = -1
     _open: str | None = None
+    _thought: str = ""
 
     def whole(self, result: ChatResult) -> dict[str, Any]:
         content: list[dict[str, Any]] = []
         if result.reasoning:
-            content.append({"type": "thinking", "thinking": result.reasoning, "signature": ""})
+            block = {"type": "thinking", "thinking": result.reasoning}
+            content.append({**block, "signature": _sign(result.reasoning)})
         if result.content:
             content.append({"type": "text", "text": result.content})
         for call in result.tool_calls:
@@ -131,7 +165,7 @@ class _Writer:
 
     def begin(self, prompt_tokens: int) -> dict[str, Any]:
         """The first event; how much of the prompt was cached is known at the end only."""
-        usage = {"input_tokens": prompt_tokens, "output_tokens": 0}
+        usage = {**_count_usage(prompt_tokens, 0), "output_tokens": 0}
         return {"type": "message_start", "message": {**self._message([]), "usage": usage}}
 
     def write(self, item: ChatItem) -> Iterator[dict[str, Any]]:
@@ -140,6 +174,7 @@ class _Writer:
             yield from self._enter(
                 "thinking", {"type": "thinking", "thinking": "", "signature": ""}
             )
+            self._thought += item.text
             yield self._delta({"type": "thinking_delta", "thinking": item.text})
         elif isinstance(item, ContentDelta):
             yield from self._enter("text", {"type": "text", "text": ""})
@@ -168,7 +203,8 @@ class _Writer:
         if self._open is None:
             return
         if self._open == "thinking":
-            yield self._delta({"type": "signature_delta", "signature": ""})
+            yield self._delta({"type": "signature_delta", "signature": _sign(self._thought)})
+            self._thought = ""
         self._open = None
         yield {"type": "content_block_stop", "index": self._index}
 
@@ -195,8 +231,20 @@ def _ending(result: ChatResult) -> dict[str, Any]:
 def _usage(result: ChatResult) -> dict[str, int]:
     """Anthropic counts what came from the cache apart from the rest of the prompt."""
     return {
-        "input_tokens": result.prompt_tokens - result.cached_tokens,
-        "cache_read_input_tokens": result.cached_tokens,
-        "cache_creation_input_tokens": 0,
+        **_count_usage(result.prompt_tokens, result.cached_tokens),
         "output_tokens": result.completion_tokens,
     }
+
+
+def _count_usage(prompt_tokens: int, cached_tokens: int) -> dict[str, int]:
+    return {
+        "input_tokens": prompt_tokens - cached_tokens,
+        "cache_read_input_tokens": cached_tokens,
+        "cache_creation_input_tokens": 0,
+    }
+
+
+def _sign(thought: str) -> str:
+    """Nobody here checks it when the block comes back, but clients drop blocks that have none."""
+    digest = hashlib.sha256(thought.encode("utf-8", "replace")).digest()
+    return base64.b64encode(digest).decode()

@@ -4,7 +4,9 @@ Turns the fields of OpenAI's, llama.cpp's and vLLM's bodies into the keyword arg
 `Chat.stream`. Knows nothing of routes or of responses.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,10 +34,16 @@ _SAMPLING_FIELDS = (
 )  # fmt: skip
 RANDOM_SEED = -1
 """llama.cpp's way to say "draw one"."""
+NO_LIMIT = -1
+"""llama.cpp's way to say that nothing but the context limits the answer."""
 _SEEDS = 2**32 - 1
 """How many llama.cpp knows; OpenAI takes any integer of 64 bits."""
 MAX_CHOICES = 16
 _MOST_TOKENS = 2**31 - 1
+
+
+OUTPUT = "response_format"
+"""What the layers below call the field that says what an answer looks like."""
 
 
 class SamplingParameters(BaseModel):
@@ -62,11 +70,16 @@ class SamplingParameters(BaseModel):
     repeat_last_n: Count | None = Field(None, description="Tokens the penalties look back at.")
     frequency_penalty: Real | None = None
     presence_penalty: Real | None = None
-    logit_bias: dict[str, Real] | None = Field(None, description="Token id -> bias.")
+    logit_bias: dict[str, Real] | list[Any] | None = Field(
+        None, description="Token id -> bias; or, as in llama.cpp, pairs of them, false for never."
+    )
     seed: Count | None = Field(None, description="The same seed repeats the same choices.")
     random_seed: Count | None = Field(None, description="Mistral's name of seed.")
     stop: Text | list[Text] | None = Field(None, description="Texts the answer ends before.")
     n: Count | None = Field(None, description=f"How many answers, 1 to {MAX_CHOICES}.")
+    stop_token_ids: list[Count] | None = Field(None, description="Tokens the answer ends before.")
+    min_tokens: Count | None = Field(None, description="Nothing ends the answer before so many.")
+    n_predict: Count | None = Field(None, description="llama.cpp's max_tokens; -1 for no limit.")
     ignore_eos: Flag | None = Field(None, description="Go on after the model's own end.")
     cache_prompt: Flag | None = Field(None, description="False computes the prompt cold.")
 
@@ -81,6 +94,18 @@ class SamplingParameters(BaseModel):
         if values["dry_sequence_breakers"] is not None:
             values["dry_sequence_breakers"] = tuple(values["dry_sequence_breakers"])
         return {name: value for name, value in values.items() if value is not None}
+
+    def read_limit(self) -> int | None:
+        """llama.cpp's `n_predict`, None for no limit. Errors: BadRequestError."""
+        return check_count("n_predict", None if self.n_predict == NO_LIMIT else self.n_predict)
+
+    def read_endings(self) -> dict[str, Any]:
+        """What ends an answer and what doesn't, as keyword arguments of the engine's Request."""
+        return {
+            "ignore_eos": bool(self.ignore_eos),
+            "min_tokens": self.min_tokens or 0,
+            "stop_tokens": tuple(self.stop_token_ids or ()),
+        }
 
     def count_choices(self) -> int:
         """`n`, 1 unless set. Errors: BadRequestError."""
@@ -124,17 +149,35 @@ def _read_seed(seed: int | None) -> int | None:
     return seed % _SEEDS
 
 
-def _read_bias(raw: Mapping[str, float] | None) -> dict[int, float] | None:
+def _read_bias(raw: Mapping[str, float] | Sequence[Any] | None) -> dict[int, float] | None:
     if raw is None:
         return None
-    bias = {}
-    for key, value in raw.items():
-        if not key.isdecimal() or not key.isascii() or len(key) > 10:
+    pairs = raw.items() if isinstance(raw, Mapping) else _read_pairs(raw)
+    return {_read_token(key): value for key, value in pairs}
+
+
+def _read_pairs(raw: Sequence[Any]) -> Iterable[tuple[Any, float]]:
+    """llama.cpp's pairs of a token and its bias; false takes the token out."""
+    for i, pair in enumerate(raw):
+        value = pair[1] if isinstance(pair, list) and len(pair) == 2 else None
+        if value is False:
+            value = -math.inf
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise BadRequestError(
-                f"logit_bias names {key[:40]!r}, which is no token id.", param="logit_bias"
+                f"logit_bias[{i}] must be a token id and its bias.", param=f"logit_bias[{i}]"
             )
-        bias[int(key)] = float(value)
-    return bias
+        yield pair[0], value
+
+
+def _read_token(key: Any) -> int:
+    text = str(key) if isinstance(key, int) and not isinstance(key, bool) else key
+    if isinstance(text, str) and text.isdecimal() and text.isascii() and len(text) <= 10:
+        return int(text)
+    raise BadRequestError(
+        f"logit_bias names {str(key)[:40]!r}, which is no token id.",
+        "POST /tokenize tells the ids of a text.",
+        param="logit_bias",
+    )
 
 
 class JsonSchemaFormat(BaseModel):
@@ -170,7 +213,9 @@ class ResponseFormat(BaseModel):
                 param="response_format.json_schema.schema",
             )
         # a schema is a promise to whoever reads the answer, so nothing in it is passed over
-        return JsonSchema(schema=schema)
+        # unless the client says that it may be
+        is_loose = self.json_schema is not None and self.json_schema.strict is False
+        return JsonSchema(schema=schema, strict=not is_loose)
 
 
 class StructuredOutputs(BaseModel):
@@ -182,6 +227,7 @@ class StructuredOutputs(BaseModel):
     choice: list[Text] | None = None
     grammar: Text | None = Field(None, description="GBNF or Lark.")
     json_object: Flag | None = None
+    structural_tag: Any = Field(None, description="Refused: it can't be had here.")
 
 
 class OutputParameters(BaseModel):
@@ -198,8 +244,11 @@ class OutputParameters(BaseModel):
     guided_choice: list[Text] | None = None
     guided_grammar: Text | None = None
 
-    def read_output(self) -> Spec | None:
-        """The one constraint that was asked for. Errors: BadRequestError for two, or a bad one."""
+    def read_output(self) -> tuple[str, Spec | None]:
+        """The one constraint that was asked for, and the field it stands in.
+
+        Errors: BadRequestError for two, or a bad one.
+        """
         found: list[tuple[str, Spec]] = []
         if self.response_format is not None:
             spec = self.response_format.read_spec()
@@ -217,6 +266,12 @@ class OutputParameters(BaseModel):
         found += [(f"guided_{key}", spec) for key, spec in _read_guided(guided)]
         if self.structured_outputs is not None:
             given = self.structured_outputs.model_dump(by_alias=True)
+            if given["structural_tag"] is not None:
+                raise BadRequestError(
+                    "structured_outputs.structural_tag can't be enforced here.",
+                    "Send a json schema, a regex, a choice or a grammar.",
+                    param="structured_outputs.structural_tag",
+                )
             found += [(f"structured_outputs.{key}", spec) for key, spec in _read_guided(given)]
         if len(found) > 1:
             raise BadRequestError(
@@ -224,7 +279,18 @@ class OutputParameters(BaseModel):
                 "Send one of them.",
                 param=found[1][0],
             )
-        return found[0][1] if found else None
+        return found[0] if found else (OUTPUT, None)
+
+
+@contextlib.contextmanager
+def named_output(name: str) -> Iterator[None]:
+    """What is wrong with an answer's form is wrong in the field `name` of the request."""
+    try:
+        yield
+    except BadRequestError as error:
+        if error.param != OUTPUT:
+            raise
+        raise type(error)(error.message, error.hint, param=name) from error
 
 
 def _read_guided(given: Mapping[str, Any]) -> Sequence[tuple[str, Spec]]:

@@ -3,6 +3,7 @@
 Knows nothing of generating.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -20,7 +21,7 @@ from localmistral.server.answer_schemas import (
     TOKENS,
     UNHEALTHY,
 )
-from localmistral.server.chat_request import MESSAGE, TOOL
+from localmistral.server.chat_request import MESSAGE, TOOL, ChatRequest
 from localmistral.server.documentation import health_responses, responses_of, text_responses
 from localmistral.server.errors import RETRY_AFTER_S
 from localmistral.server.observing import Observer
@@ -41,6 +42,7 @@ class TokenizeRequest(BaseModel):
     messages: Any = Field(None, json_schema_extra={"type": "array", "items": MESSAGE})
     tools: Any = Field(None, json_schema_extra={"type": "array", "items": TOOL})
     reasoning_effort: Text | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: Flag | None = None
     continue_final_message: Flag | None = None
     add_special_tokens: Flag | None = Field(None, description="Whether BOS is added; yes.")
@@ -48,6 +50,15 @@ class TokenizeRequest(BaseModel):
     parse_special: Flag | None = Field(
         None, description="Read control tokens written in the text as such; no."
     )
+    with_pieces: Flag | None = Field(
+        None, description="llama-server's: every token as an object with its text or bytes."
+    )
+    return_token_strs: Flag | None = Field(None, description="vLLM's: the texts in `token_strs`.")
+
+    def read_effort(self) -> str | None:
+        """As /v1/chat/completions reads it."""
+        same = {"reasoning_effort", "chat_template_kwargs"}
+        return ChatRequest(**self.model_dump(include=same)).read_effort()
 
 
 class DetokenizeRequest(BaseModel):
@@ -76,11 +87,16 @@ def make_plain_router(serving: Serving, observer: Observer) -> APIRouter:
         """Token ids of a text or of a conversation's prompt."""
         chat = serving.require_model(body.model)
         tokens = await run_in_threadpool(_tokenize, chat, body)
-        return {
-            "tokens": list(tokens),
+        wants_pieces = body.with_pieces or body.return_token_strs
+        pieces = list(map(chat.engine.tokenizer.piece, tokens)) if wants_pieces else []
+        answer: dict[str, Any] = {
+            "tokens": _pair(tokens, pieces) if body.with_pieces else list(tokens),
             "count": len(tokens),
             "max_model_len": chat.engine.settings.context,
         }
+        if body.return_token_strs:
+            answer["token_strs"] = [piece.decode("utf-8", "replace") for piece in pieces]
+        return answer
 
     @router.post("/detokenize", responses=responses_of(DETOKENIZED))
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
@@ -112,9 +128,9 @@ def _describe(serving: Serving, chat: Chat) -> dict[str, Any]:
         "owned_by": "localmistral",
         "type": "base",
         "capabilities": {
-            "completion_chat": True,
+            "completion_chat": chat.can_chat,
             "completion_fim": False,
-            "function_calling": True,
+            "function_calling": chat.can_chat,
             "fine_tuning": False,
             "vision": False,
             "reasoning": chat.has_effort_switch,
@@ -135,7 +151,7 @@ def _tokenize(chat: Chat, body: TokenizeRequest) -> tuple[int, ...]:
         segments = chat.render(
             body.messages,
             tools=body.tools,
-            effort=body.reasoning_effort,
+            effort=body.read_effort(),
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final_message=bool(body.continue_final_message),
         )
@@ -145,10 +161,27 @@ def _tokenize(chat: Chat, body: TokenizeRequest) -> tuple[int, ...]:
         raise BadRequestError("There is neither prompt nor messages.", param="prompt")
     tokens = chat.engine.tokenize(text, parse_special=bool(body.parse_special))
     wanted = body.add_special_tokens if body.add_special_tokens is not None else body.add_special
+    if wanted is False:
+        return tuple(tokens)
     tokenizer = chat.engine.tokenizer
-    if wanted is not False and tokenizer.adds_bos:
-        return (tokenizer.bos, *tokens)
-    return tuple(tokens)
+    if not chat.can_chat:  # as /v1/embeddings reads it
+        begin, end = tokenizer.frame
+        return (*begin, *tokens, *end)
+    return (tokenizer.bos, *tokens) if tokenizer.adds_bos else tuple(tokens)
+
+
+def _pair(tokens: Sequence[int], pieces: Sequence[bytes]) -> list[dict[str, Any]]:
+    """llama-server's form: a piece is a text, or a list of bytes where it is none by itself."""
+    return [
+        {"id": token, "piece": _show(piece)} for token, piece in zip(tokens, pieces, strict=True)
+    ]
+
+
+def _show(piece: bytes) -> str | list[int]:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return list(piece)
 
 
 def _detokenize(chat: Chat, tokens: list[int]) -> str:

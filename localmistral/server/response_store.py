@@ -6,6 +6,7 @@ Knows nothing of HTTP.
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,15 @@ MAX_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredResponse:
-    """`messages` is the conversation up to and with the answer, without instructions."""
+    """`items` is the conversation before the answer, without instructions; each has an id."""
 
     body: dict[str, Any]
-    messages: tuple[dict[str, Any], ...]
+    items: tuple[dict[str, Any], ...]
+
+    @property
+    def conversation(self) -> tuple[dict[str, Any], ...]:
+        """Up to and with the answer."""
+        return (*self.items, *self.body["output"])
 
 
 class ResponseStore:
@@ -34,7 +40,7 @@ class ResponseStore:
 
     def put(self, name: str, response: StoredResponse) -> None:
         """Keep `response`; one that is larger than everything may be isn't kept at all."""
-        size = len(json.dumps([response.body, response.messages]))
+        size = len(json.dumps([response.body, response.items]))
         with self._lock:
             self._kept[name] = (response, size)
             self._bytes += size
@@ -48,6 +54,15 @@ class ResponseStore:
                 return None
             self._kept.move_to_end(name)
             return self._kept[name][0]
+
+    def find_items(self, ids: Set[str]) -> dict[str, dict[str, Any]]:
+        """Those items of all conversations kept whose ids are named."""
+        if not ids:
+            return {}
+        with self._lock:
+            kept = [response for response, _ in self._kept.values()]
+        items = (item for response in kept for item in response.conversation)
+        return {item["id"]: item for item in items if item["id"] in ids}
 
     def remove(self, name: str) -> bool:
         """Whether it was there."""

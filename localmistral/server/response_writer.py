@@ -5,13 +5,16 @@ Knows nothing of HTTP, and keeps nothing.
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from localmistral.answer import ChatItem, ChatResult
 from localmistral.chatformat.parser import ContentDelta, ReasoningDelta, ToolCallDelta
-from localmistral.server.responses_request import ResponsesRequest
+from localmistral.engine import Engine, TokenProbability
+from localmistral.server.response_items import seal
+from localmistral.server.responses_request import LOGPROBS, SEALED_REASONING, ResponsesRequest
+from localmistral.server.token_logprobs import TokenQueue, describe_token
 
 Event = dict[str, Any]
 
@@ -26,10 +29,18 @@ class ResponseWriter:
 
     request: ResponsesRequest
     model: str
+    engine: Engine
     id: str = field(default_factory=lambda: new_id("resp"))
     created_at: int = field(default_factory=lambda: int(time.time()))
     output: list[dict[str, Any]] = field(default_factory=list)
     _open: str | None = None
+    _held: str = ""  # text whose token is still to come, where tokens are told
+    _early: list[TokenProbability] = field(default_factory=list)
+    _tokens: TokenQueue = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._tokens = TokenQueue(self.engine, has_stops=bool(self.request.stop))
+
     _sequence: int = 0
 
     def body(self, status: str, **more: Any) -> dict[str, Any]:
@@ -46,6 +57,7 @@ class ResponseWriter:
             "object": "response",
             "created_at": self.created_at,
             "status": status,
+            "background": False,
             "error": None,
             "incomplete_details": None,
             "instructions": asked.instructions,
@@ -58,11 +70,12 @@ class ResponseWriter:
             "reasoning": reasoning or {"effort": None, "summary": None},
             "store": asked.store is not False,
             "temperature": asked.temperature,
-            "text": {"format": form or {"type": "text"}},
+            "text": {"format": form or {"type": "text"}, **_verbosity(asked)},
             "tool_choice": asked.tool_choice or "auto",
             "tools": asked.tools or [],
+            "top_logprobs": asked.top_logprobs or 0,
             "top_p": asked.top_p,
-            "truncation": "disabled",
+            "truncation": asked.truncation or "disabled",
             "usage": None,
             **more,
         }
@@ -75,14 +88,33 @@ class ResponseWriter:
         """The events that `item` makes; its end is `end`'s."""
         if isinstance(item, ReasoningDelta):
             yield from self._add_text("reasoning", item.text)
+        elif isinstance(item, ContentDelta) and self.request.includes(LOGPROBS):
+            self._held += item.text
+            self._tokens.add_text(item.text)
         elif isinstance(item, ContentDelta):
             yield from self._add_text("message", item.text)
+        elif isinstance(item, TokenProbability):
+            yield from self._let_out(self._tokens.add_token(item))
         elif isinstance(item, ToolCallDelta):
+            yield from self._let_out([])
             yield from self._add_call(item)
+
+    def _let_out(self, tokens: list[TokenProbability]) -> Iterator[Event]:
+        """The text held, with `tokens`; both may be missing."""
+        text, self._held = self._held, ""
+        tokens = [*self._early, *tokens]
+        if not text and self._open != "message":
+            self._early = tokens  # of a message, if any text follows
+            return
+        self._early = []
+        if text or tokens:
+            described = [describe_token(self.engine, token) for token in tokens]
+            yield from self._add_text("message", text, described)
 
     def end(self, result: ChatResult) -> Iterator[Event]:
         """The last events, with the whole response in the last of all."""
         is_cut = result.finish_reason == "length"
+        yield from self._let_out(self._tokens.end(result.stop_text))
         yield from self._close("incomplete" if is_cut else "completed")
         body = self.finish(result)
         yield self._event(f"response.{body['status']}", response=body)
@@ -112,24 +144,47 @@ class ResponseWriter:
         yield from self._close("completed")
         self._open = name
         self.output.append(item)
-        shown = {**item, "content": []} if "content" in item else dict(item)
+        shown = _copy(item)
         yield self._event(
             "response.output_item.added", output_index=len(self.output) - 1, item=shown
         )
 
-    def _add_text(self, kind: str, text: str) -> Iterator[Event]:
+    def _add_text(
+        self, kind: str, text: str, tokens: Sequence[dict[str, Any]] = ()
+    ) -> Iterator[Event]:
+        """More of a message or of thinking; `tokens` describe what `text` is made of."""
         if self._open != kind:
-            yield from self._start(kind, _make_item(kind))
-            part = _make_part(kind)
-            self.output[-1]["content"].append(part)
-            yield self._event(
-                "response.content_part.added", **self._place, content_index=0, part=dict(part)
-            )
-        self.output[-1]["content"][0]["text"] += text
-        more: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
+            yield from self._start_text(kind)
+        item = self.output[-1]
+        part = item["content"][0]
+        part["text"] += text
+        more: dict[str, Any] = {}
+        if kind == "message":
+            more = {"logprobs": list(tokens)}
+            part["logprobs"] += more["logprobs"]
         yield self._event(
             f"{_TEXT_EVENTS[kind]}.delta", **self._place, content_index=0, delta=text, **more
         )
+        if item.get("summary"):
+            item["summary"][0]["text"] += text
+            yield self._summarise("text.delta", delta=text)
+
+    def _start_text(self, kind: str) -> Iterator[Event]:
+        yield from self._start(kind, _make_item(kind))
+        part = _make_part(kind)
+        self.output[-1]["content"].append(part)
+        yield self._event(
+            "response.content_part.added", **self._place, content_index=0, part=_copy(part)
+        )
+        asked = self.request.reasoning
+        if kind == "reasoning" and asked is not None and asked.summary is not None:
+            # the thinking itself, where clients look that were made for hidden thinking
+            self.output[-1]["summary"].append(_make_summary(""))
+            yield self._summarise("part.added", part=_make_summary(""))
+
+    def _summarise(self, what: str, **fields: Any) -> Event:
+        kind = f"response.reasoning_summary_{what}"
+        return self._event(kind, **self._place, summary_index=0, **fields)
 
     def _add_call(self, delta: ToolCallDelta) -> Iterator[Event]:
         name = f"call {delta.index}"
@@ -164,19 +219,25 @@ class ResponseWriter:
             )
         else:
             yield from self._close_text(item)
+        if item["type"] == "reasoning" and self.request.includes(SEALED_REASONING):
+            item["encrypted_content"] = seal(item["content"][0]["text"])
         self._open = None
         index = len(self.output) - 1
         yield self._event("response.output_item.done", output_index=index, item=dict(item))
 
     def _close_text(self, item: dict[str, Any]) -> Iterator[Event]:
         part, kind = item["content"][0], item["type"]
-        more: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
+        text = part["text"]
+        more = {"logprobs": part["logprobs"]} if kind == "message" else {}
         yield self._event(
-            f"{_TEXT_EVENTS[kind]}.done", **self._place, content_index=0, text=part["text"], **more
+            f"{_TEXT_EVENTS[kind]}.done", **self._place, content_index=0, text=text, **more
         )
         yield self._event(
-            "response.content_part.done", **self._place, content_index=0, part=dict(part)
+            "response.content_part.done", **self._place, content_index=0, part=_copy(part)
         )
+        if item.get("summary"):
+            yield self._summarise("text.done", text=text)
+            yield self._summarise("part.done", part=_make_summary(text))
 
 
 _TEXT_EVENTS = {"message": "response.output_text", "reasoning": "response.reasoning_text"}
@@ -194,6 +255,20 @@ def _make_part(kind: str) -> dict[str, Any]:
     if kind == "reasoning":
         return {"type": "reasoning_text", "text": ""}
     return {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+
+
+def _make_summary(text: str) -> dict[str, Any]:
+    return {"type": "summary_text", "text": text}
+
+
+def _copy(part: dict[str, Any]) -> dict[str, Any]:
+    """As it is now: its lists go on growing."""
+    return {name: list(of) if isinstance(of, list) else of for name, of in part.items()}
+
+
+def _verbosity(request: ResponsesRequest) -> dict[str, Any]:
+    wanted = request.text.verbosity if request.text else None
+    return {} if wanted is None else {"verbosity": wanted}
 
 
 def _usage(result: ChatResult) -> dict[str, Any]:

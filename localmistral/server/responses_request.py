@@ -1,19 +1,27 @@
 """The body of OpenAI's /v1/responses, and what it asks of `Chat.stream`.
 
-Turns input items into messages, which the one parser then checks. Knows nothing of answers.
+Knows nothing of how items become messages, or of answers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from localmistral.engine.constraints import JsonObject, JsonSchema, Spec
 from localmistral.errors import BadRequestError
-from localmistral.server.parameters import Count, Flag, Real, Text, check_count
+from localmistral.server.parameters import Count, Flag, SamplingParameters, Text, check_count
 from localmistral.server.tool_choice import read_tool_choice
 
 MAX_METADATA = 16
+MAX_LOGPROBS = 20
+LOGPROBS = "message.output_text.logprobs"
+SEALED_REASONING = "reasoning.encrypted_content"
+_KEPT_ELSEWHERE = {
+    "conversation": "a conversation that OpenAI keeps",
+    "prompt": "a prompt that OpenAI keeps",
+}
+"""Without them the model would answer something else than what was asked."""
 
 
 class Reasoning(BaseModel):
@@ -35,12 +43,12 @@ class TextFormat(BaseModel):
 class TextOptions(BaseModel):
     model_config = ConfigDict(extra="ignore")
     format: TextFormat | None = None
+    verbosity: Text | None = None
 
 
-class ResponsesRequest(BaseModel):
-    """OpenAI's request for a response; unknown fields are ignored, a null is as good as absent."""
-
-    model_config = ConfigDict(extra="ignore")
+class ResponsesRequest(SamplingParameters):
+    """OpenAI's request for a response, with llama.cpp's and vLLM's ways to choose tokens; unknown
+    fields are ignored, a null is as good as absent."""
 
     model: Text | None = None
     input: Text | list[dict[str, Any]] = Field(description="A text, or a list of items.")
@@ -49,9 +57,16 @@ class ResponsesRequest(BaseModel):
     store: Flag | None = Field(None, description="Keep it for previous_response_id; yes.")
     stream: Flag | None = None
     background: Flag | None = None
+    conversation: Any = Field(None, description="Refused: none is kept here.")
+    prompt: Any = Field(None, description="Refused: none is kept here.")
     max_output_tokens: Count | None = None
-    temperature: Real | None = None
-    top_p: Real | None = None
+    truncation: Literal["auto", "disabled"] | None = Field(
+        None, description="auto leaves out the oldest turns of a conversation that is too long."
+    )
+    include: list[Text] | None = Field(
+        None, description=f"{LOGPROBS} and {SEALED_REASONING} have an effect."
+    )
+    top_logprobs: Count | None = Field(None, description="Alternatives per token, 0 to 20.")
     tools: list[dict[str, Any]] | None = None
     tool_choice: Text | dict[str, Any] | None = None
     parallel_tool_calls: Flag | None = None
@@ -62,11 +77,15 @@ class ResponsesRequest(BaseModel):
     def check(self) -> None:
         """Errors: BadRequestError for what can't be had here."""
         check_count("max_output_tokens", self.max_output_tokens)
-        if self.background:
+        self._refuse("background", bool(self.background), "no requests run by themselves here.")
+        self._refuse("n", self.count_choices() > 1, "a response is one answer.")
+        for name, what in _KEPT_ELSEWHERE.items():
+            self._refuse(name, getattr(self, name) is not None, f"it names {what}.")
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_LOGPROBS:
             raise BadRequestError(
-                "background is true, and this server keeps no requests running by themselves.",
-                "Leave it out.",
-                param="background",
+                f"top_logprobs is {str(self.top_logprobs)[:40]}, it must be between 0 and "
+                f"{MAX_LOGPROBS}.",
+                param="top_logprobs",
             )
         if self.metadata is not None and len(self.metadata) > MAX_METADATA:
             raise BadRequestError(
@@ -74,11 +93,19 @@ class ResponsesRequest(BaseModel):
                 param="metadata",
             )
 
-    def read_input(self) -> list[dict[str, Any]]:
-        """The new messages, without instructions. Errors: BadRequestError naming the item."""
+    def _refuse(self, name: str, is_set: bool, why: str) -> None:
+        if is_set:
+            raise BadRequestError(f"{name} can't be had: {why}", "Leave it out.", param=name)
+
+    def includes(self, what: str) -> bool:
+        return what in (self.include or ())
+
+    def list_input(self) -> list[dict[str, Any]]:
+        """The new items, a text as the message that it stands for."""
         if isinstance(self.input, str):
-            return [{"role": "user", "content": self.input}]
-        return read_items(self.input)
+            part = {"type": "input_text", "text": self.input}
+            return [{"type": "message", "role": "user", "content": [part]}]
+        return self.input
 
     def read_tools(self) -> list[dict[str, Any]] | None:
         """The tools in the form of chat completions."""
@@ -88,15 +115,19 @@ class ResponsesRequest(BaseModel):
 
     def read_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `Chat.stream`, but for the messages."""
-        sampling = {"temperature": self.temperature, "top_p": self.top_p}
         choice, tools = read_tool_choice(self.tool_choice, self.read_tools())
+        limit = self.max_output_tokens
         return {
             "tools": tools,
             "tool_choice": choice,
             "effort": self.reasoning.effort if self.reasoning else None,
-            "max_tokens": self.max_output_tokens,
-            "sampling": {name: value for name, value in sampling.items() if value is not None},
+            "max_tokens": self.read_limit() if limit is None else limit,
+            "stop": self.stop,
+            "sampling": self.read_sampling(),
             "output": self._read_output(),
+            "cache_prompt": self.cache_prompt is not False,
+            "top_logprobs": (self.top_logprobs or 0) if self.includes(LOGPROBS) else None,
+            **self.read_endings(),
         }
 
     def _read_output(self) -> Spec | None:
@@ -107,84 +138,15 @@ class ResponsesRequest(BaseModel):
             return JsonObject()
         if form.schema_ is None:
             raise BadRequestError("text.format.schema is missing.", param="text.format.schema")
-        return JsonSchema(schema=form.schema_)
+        return JsonSchema(schema=form.schema_, strict=form.strict is not False)
 
 
 def _read_tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     if tool.get("type") != "function":
         raise BadRequestError(
-            f"{where}.type is {str(tool.get('type'))[:40]!r}, which only runs at OpenAI.",
+            f"{where}.type is {str(tool.get('type'))[:40]!r}, which can't be had here.",
             "Declare a function.",
             param=f"{where}.type",
         )
     names = ("name", "description", "parameters", "strict")
     return {"type": "function", "function": {name: tool.get(name) for name in names}}
-
-
-def read_items(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Input or output items as messages: what an assistant thought, said and called side by side
-    becomes one message. Errors: BadRequestError naming the item."""
-    messages: list[dict[str, Any]] = []
-    for i, item in enumerate(items):
-        kind = item.get("type") or ("message" if "role" in item else None)
-        where = f"input[{i}]"
-        if kind == "message":
-            message = {"role": item.get("role"), "content": item.get("content")}
-            if message["role"] == "assistant":
-                _join_content(_assistant(messages), message["content"], where)
-            else:
-                messages.append(message)
-        elif kind == "function_call":
-            calls = _assistant(messages).setdefault("tool_calls", [])
-            calls.append(_read_call(item))
-        elif kind == "function_call_output":
-            messages.append(_read_result(item, where))
-        elif kind == "reasoning":
-            message = _assistant(messages)
-            message["reasoning_content"] = message.get("reasoning_content", "") + _thought(item)
-        else:
-            raise BadRequestError(
-                f"{where}.type is {str(kind)[:40]!r}, which this server doesn't know.",
-                param=f"{where}.type",
-            )
-    return messages
-
-
-def _assistant(messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """The assistant message that is being added to."""
-    if not messages or messages[-1]["role"] != "assistant":
-        messages.append({"role": "assistant", "content": []})
-    return messages[-1]
-
-
-def _join_content(message: dict[str, Any], content: Any, where: str) -> None:
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    if not isinstance(content, list):
-        raise BadRequestError(
-            f"{where}.content must be a text or a list of parts.", param=f"{where}.content"
-        )
-    message["content"] = [*message["content"], *content]
-
-
-def _read_call(item: Mapping[str, Any]) -> dict[str, Any]:
-    function = {"name": item.get("name"), "arguments": item.get("arguments")}
-    return {"id": item.get("call_id") or item.get("id"), "type": "function", "function": function}
-
-
-def _read_result(item: Mapping[str, Any], where: str) -> dict[str, Any]:
-    output = item.get("output")
-    if not isinstance(output, str | list):
-        raise BadRequestError(
-            f"{where}.output must be a text or a list of parts.", param=f"{where}.output"
-        )
-    return {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
-
-
-def _thought(item: Mapping[str, Any]) -> str:
-    """The text of a reasoning item; its summary where the text itself isn't given."""
-    parts = item.get("content") or item.get("summary")
-    if not isinstance(parts, list):
-        return parts if isinstance(parts, str) else ""
-    texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
-    return "".join(text for text in texts if isinstance(text, str))

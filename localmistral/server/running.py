@@ -27,9 +27,10 @@ from localmistral.fit.plan import Plan
 from localmistral.fit.plan_json import plan_to_json
 from localmistral.server.access_log import LogHandler, write_line
 from localmistral.server.app import create_app
+from localmistral.server.protocol import HttpProtocol
 from localmistral.server.runtime_file import ServerRecord, machine_name, published
 from localmistral.server.serving import Serving, name_model
-from localmistral.server.settings import ServerSettings
+from localmistral.server.settings import MAX_PORT, ServerSettings
 from localmistral.session import Chat
 
 _POLL_S = 0.2
@@ -41,6 +42,9 @@ SWITCH_INTERVAL_S = 0.001
 """How long a thread may keep the interpreter from another that waits for it. The engine's asks for
 it several times a token; with Python's 5 ms, four streams beside one busy thread gave 46 tokens/s
 where 1 ms gave 51 and half of that 53 (SmolLM2 on two cores)."""
+MAX_FILES = 10_240
+"""Open files to ask the system for, each connection being one: the most that macOS grants. Its
+usual 256, or Linux's 1,024, would be used up by clients that only keep their connections."""
 EXIT_FORCED = 1
 _PLAN_SUMMARY = (
     "quant", "kv_type", "gpu_layers", "tensor_split", "cpu_expert_layers", "devices", "predicted",
@@ -53,25 +57,34 @@ def bind(settings: ServerSettings) -> tuple[socket.socket, ServerSettings]:
     Raises LocalMistralError when the address can't be had.
     """
     host = settings.host.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        family = _find_family(host)
         bound = socket.create_server(
             (host, settings.port),
             family=family,
             backlog=2048,
             dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
         )
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise _explain(error, settings) from error
     return bound, replace(settings, port=bound.getsockname()[1])
 
 
-def _explain(error: OSError | OverflowError, settings: ServerSettings) -> LocalMistralError:
+def _find_family(host: str) -> socket.AddressFamily:
+    """IPv4 where a name has both, since local names mean that to most clients."""
+    if not host:
+        return socket.AF_INET
+    found = {entry[0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    return socket.AF_INET if socket.AF_INET in found else socket.AF_INET6
+
+
+def _explain(error: Exception, settings: ServerSettings) -> LocalMistralError:
     where = f"{settings.host}:{settings.port}"
+    other = settings.port + 1 if settings.port < MAX_PORT else settings.port - 1
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
         return LocalMistralError(
             f"Port {settings.port} of {settings.host} is in use by another program.",
-            f"Take another one: localmistral serve --port {settings.port + 1}",
+            f"Take another one: localmistral serve --port {other}",
         )
     if isinstance(error, OSError) and error.errno == errno.EACCES:
         return LocalMistralError(
@@ -79,7 +92,10 @@ def _explain(error: OSError | OverflowError, settings: ServerSettings) -> LocalM
             "Take one above 1023: localmistral serve --port 8080",
         )
     reason = getattr(error, "strerror", None) or str(error)
-    return LocalMistralError(f"{where} can't be listened on: {reason}.")
+    return LocalMistralError(
+        f"{where} can't be listened on: {reason}.",
+        "Name an address of this machine: localmistral serve --host 127.0.0.1",
+    )
 
 
 class RunningServer:
@@ -90,6 +106,7 @@ class RunningServer:
         self.settings = settings
         config = uvicorn.Config(
             create_app(serving, settings),
+            http=HttpProtocol,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -142,6 +159,7 @@ def serve(
     """
     bound, settings = bind(replace(settings, local_token=secrets.token_urlsafe(32)))
     _route_logs(settings.log)
+    _raise_file_limit()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with contextlib.closing(bound), _Signals() as signals:
         serving = Serving()
@@ -231,6 +249,18 @@ def _route_logs(form: str) -> None:
         logger.propagate = False
 
 
+def _raise_file_limit() -> None:
+    if sys.platform == "win32":  # which has no such limit
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # a system may refuse what it allows
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class _Signals:
     """Turns the first SIGTERM or Ctrl-C into `stop`, and lets the second end the process."""
 
@@ -254,6 +284,8 @@ class _Signals:
         """In this block a signal is a KeyboardInterrupt too: nobody looks at `stop` meanwhile."""
         self._is_raised = True
         try:
+            if self.stop.is_set():  # it came a moment earlier
+                raise KeyboardInterrupt
             yield
         finally:
             self._is_raised = False

@@ -11,6 +11,7 @@ from localmistral.errors import BadRequestError
 _WORDS = {"any": "required"}
 """Mistral's word, and what OpenAI calls it."""
 _MODES = ("auto", "required")
+_RESERVED = (*_MODES, "none")
 
 
 def read_tool_choice(choice: Any, tools: Any) -> tuple[Any, Any]:
@@ -21,8 +22,10 @@ def read_tool_choice(choice: Any, tools: Any) -> tuple[Any, Any]:
     """
     if isinstance(choice, str):
         return _WORDS.get(choice, choice), tools
-    if not isinstance(choice, Mapping) or choice.get("type") != "allowed_tools":
+    if not isinstance(choice, Mapping):
         return choice, tools
+    if choice.get("type") != "allowed_tools":
+        return _read_named(choice, tools)
     mode, names = _read_allowed(choice.get("allowed_tools", choice))
     known = tools if isinstance(tools, list) else []
     left = [tool for tool in known if _name_of(tool) in names]
@@ -32,6 +35,14 @@ def read_tool_choice(choice: Any, tools: Any) -> tuple[Any, Any]:
             param="tool_choice",
         )
     return mode, left
+
+
+def _read_named(choice: Mapping[str, Any], tools: Any) -> tuple[Any, Any]:
+    """The tool that is named; one whose name is a mode's is all that is left, and required."""
+    name = _name_of(choice)
+    known = tools if isinstance(tools, list) else []
+    left = [tool for tool in known if _name_of(tool) == name]
+    return ("required", left) if left and name in _RESERVED else (choice, tools)
 
 
 def _read_allowed(given: Any) -> tuple[str, set[str]]:
