@@ -229,6 +229,45 @@ def test_split_mode_tensor_spreads_every_layer_and_writes_the_same_text(
     assert_same(solo, tokens)
 
 
+NAMES = ("river", "stone", "lamp", "cloud")
+
+
+def answer_in_turns(
+    path: Path, settings: EngineSettings
+) -> tuple[list[list[TokenEvent]], list[list[int]], list[int]]:
+    """Four conversations that share two streams: alone and cold, then in turns, twice; the second
+    time with how many tokens of the prompts were computed."""
+    with Engine.load([path], settings) as engine:
+        prompts = [
+            tuple(engine.tokenize(f"{name} {name} is a word that is said several times over" * 4))
+            for name in NAMES
+        ]
+        solos = [run_solo(engine, prompt, ANSWER_TOKENS) for prompt in prompts]
+        for _ in range(2):
+            streams = [
+                engine.submit(Request(prompt=prompt, sampling=GREEDY, max_tokens=ANSWER_TOKENS))
+                for prompt in prompts
+            ]
+            answers = [[e.token for e in stream if e.token is not None] for stream in streams]
+        results = [stream.result for stream in streams]
+    return solos, answers, [r.prompt_tokens - r.cached_tokens for r in results if r]
+
+
+@pytest.mark.parametrize("mode", ["layer", "tensor"])
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_what_makes_room_comes_back_from_ram_whatever_devices_held_it(
+    rpc: RpcProcess, smollm2_path: Path, mode: str, kv_type: str
+) -> None:
+    settings = EngineSettings(
+        context=CONTEXT, parallel=2, threads=1, devices=rpc.devices[:2], split_mode=mode,
+        kv_type=kv_type, tensor_split=(1.0, 1.0),
+    )  # fmt: skip
+    solos, answers, computed = rpc.call(answer_in_turns, smollm2_path, settings)
+    assert computed == [1] * len(NAMES)
+    for solo, answer in zip(solos, answers, strict=True):
+        assert_same(solo, answer)
+
+
 def test_a_mixture_of_experts_is_refused_in_split_mode_tensor_before_it_loads() -> None:
     with pytest.raises(EngineError, match=r"dense models.*8 experts.*mistral4") as refused:
         Engine.load([DEMO], EngineSettings(context=CONTEXT, split_mode="tensor"))
