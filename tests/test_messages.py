@@ -276,7 +276,7 @@ def deep(levels: int) -> dict[str, Any]:
         ([{"type": "mcp", "function": {"name": "f"}}], "tools[0].type"),
         (tool(name=None), "tools[0].function.name"),
         (tool(name="a/b"), "tools[0].function.name"),
-        (tool(name="x" * 65), "tools[0].function.name"),
+        (tool(name="x" * 129), "tools[0].function.name"),
         (tool(description=5), "tools[0].function.description"),
         (tool(parameters=5), "tools[0].function.parameters"),
         (tool(parameters=deep(900)), "tools[0].function.parameters"),

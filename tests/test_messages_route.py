@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import pytest
 from live_server import LiveServer, serve_model
 
-from localmistral.chatformat.parser import ContentDelta
 from localmistral.engine import EngineSettings
 from localmistral.errors import BadRequestError
+from localmistral.server import events as server_events
 from localmistral.server import messages_route
 from localmistral.server.messages_request import CountRequest, MessagesRequest
 
@@ -335,33 +334,30 @@ def test_events_come_in_their_order_and_add_up(server: LiveServer, fields: dict[
     assert events[-1] == {"type": "message_stop"}
 
 
-def test_a_long_wait_for_the_first_token_is_filled_with_pings(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("path", "sign"),
+    [
+        ("/v1/messages", 'event: ping\ndata: {"type":"ping"}'),
+        ("/v1/chat/completions", ": still computing"),
+        ("/v1/responses", ": still computing"),
+        ("/v1/completions", ": still computing"),
+    ],
+)
+def test_a_long_wait_for_the_first_token_is_filled_with_signs_of_life(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch, path: str, sign: str
 ) -> None:
-    monkeypatch.setattr(messages_route, "PING_S", 0.02)
-    closed = []
-
-    async def slow() -> AsyncIterator[Any]:
-        try:
-            await asyncio.sleep(0.3)
-            yield ContentDelta(text="a")
-            yield ContentDelta(text="b")
-        finally:
-            closed.append(True)
-
-    async def read(limit: int) -> list[Any]:
-        found = []
-        pinged = messages_route.with_pings(slow())
-        async for item in pinged:
-            found.append(item)
-            if len(found) == limit:
-                break
-        await pinged.aclose()  # type: ignore[attr-defined]
-        return found
-
-    items = asyncio.run(read(1000))
-    assert [item.text for item in items if item is not None] == ["a", "b"]
-    assert items[0] is None
-    assert items[-2] is not None
-    assert asyncio.run(read(1)) == [None]
-    assert closed == [True, True]
+    monkeypatch.setattr(server_events, "PING_S", 0.02)
+    text = f"{path} " + "one two three " * 1000
+    body: dict[str, Any] = {"max_tokens": 8, "stream": True}
+    if path == "/v1/responses":
+        body = {"input": text, "max_output_tokens": 16, "stream": True}
+    elif path == "/v1/completions":
+        body["prompt"] = text
+    else:
+        body["messages"] = [{"role": "user", "content": text}]
+    parts = server.http.post(path, json=body).text.split("\n\n")
+    assert sign in parts
+    quiet = [part for part in parts if part != sign]
+    assert all(part.startswith(("event: ", "data: ")) for part in quiet[:-1])
+    assert quiet[-1] == ""
+    assert parts[-2] != sign

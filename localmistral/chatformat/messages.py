@@ -19,7 +19,7 @@ MAX_TOOLS = 1024
 counting the tokens of ten thousand takes seconds before they turn out not to fit."""
 MAX_TOOL_BYTES = 2 << 20
 """Of all tools as JSON: twice what a context of 256k tokens holds."""
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # Anthropic allows 128, OpenAI 64
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _REASONING_FIELDS = ("reasoning_content", "reasoning")
 _IMAGE_PARTS = frozenset({"image", "image_url", "input_image"})
@@ -337,7 +337,7 @@ def _parse_name(function: Mapping[str, Any], param: str) -> str:
 
 
 def _bad_name(param: str, name: str) -> BadRequestError:
-    what = f"is {json.dumps(name)[:80]}; 1 to 64 of letters, digits, _ . - are allowed"
+    what = f"is {json.dumps(name)[:80]}; 1 to 128 of letters, digits, _ . - are allowed"
     return _wrong(param, what)
 
 

@@ -57,7 +57,7 @@ TOOL: Any = {
             "type": "object",
             "required": ["name"],
             "properties": {
-                "name": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+                "name": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,128}$"},
                 "description": {"type": "string"},
                 "parameters": {"type": "object"},
                 "strict": {"type": "boolean"},

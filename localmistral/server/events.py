@@ -21,6 +21,11 @@ logger = logging.getLogger("localmistral.server")
 T = TypeVar("T")
 
 DONE = "data: [DONE]\n\n"
+PING_S = 15.0
+"""Longest silence on a stream, while a prompt is computed: proxies (nginx) give up after a minute,
+Node's clients after five."""
+_COMMENT = ": still computing\n\n"
+"""Readers of server-sent events pass over comments."""
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -46,7 +51,8 @@ def encode_event(data: Any, event: str | None = None) -> str:
 
 
 class EventStream(Response):
-    """Sends `events`, closes the request behind them when the client goes or they end.
+    """Sends `events`, closes the request behind them when the client goes or they end. Where none
+    comes for long, `sign_of_life` goes out.
 
     An error after the first byte becomes an event of its own, made by `encode_error`, and the
     stream ends; `close` is called in every case, and may be called twice.
@@ -59,6 +65,8 @@ class EventStream(Response):
         events: AsyncIterator[str],
         close: Callable[[], None],
         encode_error: Callable[[Exception], str],
+        *,
+        sign_of_life: str = _COMMENT,
     ) -> None:
         super().__init__()
         del self.headers["content-length"]
@@ -67,21 +75,35 @@ class EventStream(Response):
         self._events = events
         self._close = close
         self._encode_error = encode_error
+        self._sign_of_life = sign_of_life
+        self._is_silent = True
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         watcher = asyncio.create_task(_wait_until_gone(receive, self._close))
+        pulse = asyncio.create_task(self._break_silence(send))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for event in self._guarded():
+                self._is_silent = False
                 await _send_part(send, event, more=True)
+            pulse.cancel()
             await _send_part(send, "", more=False)
         except OSError:  # the client has gone: what is left has no reader
             return
         except asyncio.CancelledError:  # the server ends and has waited long enough
+            pulse.cancel()
             await _send_part(send, self._encode_error(make_cut()), more=False)
         finally:
             watcher.cancel()
+            pulse.cancel()
             self._close()
+
+    async def _break_silence(self, send: Send) -> None:
+        while True:
+            self._is_silent = True
+            await asyncio.sleep(PING_S)
+            if self._is_silent:
+                await _send_part(send, self._sign_of_life, more=True)
 
     async def _guarded(self) -> AsyncIterator[str]:
         try:

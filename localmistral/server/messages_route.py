@@ -3,7 +3,6 @@
 Knows nothing of OpenAI's forms.
 """
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -31,10 +30,6 @@ from localmistral.server.parameters import named_output
 from localmistral.server.serving import Serving, name_model
 from localmistral.session import Chat
 
-PING_S = 15.0
-"""Between signs of life while a prompt is computed: proxies (nginx) give up after a silent minute,
-Node's clients after five."""
-_PING = {"type": "ping"}
 _STOP_REASONS = {
     "stop": "end_turn",
     "cancelled": "end_turn",
@@ -57,7 +52,9 @@ def make_messages_router(serving: Serving, observer: Observer) -> APIRouter:
         writer = _Writer(model=name_model(chat)[0])
         if body.stream:
             events = _write_events(items, writer, stream.prompt_tokens)
-            return EventStream(events, stream.close, _error_encoder(request_id_of(request.scope)))
+            encode_error = _error_encoder(request_id_of(request.scope))
+            ping = _encode({"type": "ping"})
+            return EventStream(events, stream.close, encode_error, sign_of_life=ping)
         result = await await_answer(_finish(items), request.receive, stream.close)
         return JsonAnswer(writer.whole(result))
 
@@ -102,22 +99,9 @@ async def _write_events(
     items: AsyncIterator[ChatItem], writer: "_Writer", prompt_tokens: int
 ) -> AsyncIterator[str]:
     yield _encode(writer.begin(prompt_tokens))
-    async for item in with_pings(items):
-        for event in [_PING] if item is None else writer.write(item):
-            yield _encode(event)
-
-
-async def with_pings(items: AsyncIterator[ChatItem]) -> "AsyncIterator[ChatItem | None]":
-    """`items`, and None every `PING_S` seconds until the first has come."""
-    first = asyncio.ensure_future(anext(items))
-    try:
-        while not (await asyncio.wait({first}, timeout=PING_S))[0]:
-            yield None
-        yield first.result()
-    finally:
-        first.cancel()
     async for item in items:
-        yield item
+        for event in writer.write(item):
+            yield _encode(event)
 
 
 def _encode(event: dict[str, Any]) -> str:
