@@ -201,8 +201,6 @@ class Tokenizer:
         import llama_cpp
 
         self.api = llama_cpp
-        self.quiet = llama_cpp.llama_log_callback(lambda *_: None)
-        llama_cpp.llama_log_set(self.quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = True
@@ -229,7 +227,6 @@ class Tokenizer:
 
     def close(self) -> None:
         self.api.llama_model_free(self.model)
-        self.api.llama_log_set(self.api.llama_log_callback(0), ctypes.c_void_p(0))
 
 
 def test_the_segments_are_the_tokens_llama_cpp_makes_of_the_whole(smollm2_path: Path) -> None:

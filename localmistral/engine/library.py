@@ -109,7 +109,14 @@ class _Log:
 
 _log = _Log()
 _log_callback = llama.llama_log_callback(_log.write)
-llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
+
+
+def _listen() -> None:
+    """Again for every capture: llama.cpp has one listener, and other code may have become it."""
+    llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
+
+
+_listen()
 llama.llama_backend_init()
 
 
@@ -128,6 +135,7 @@ def capture_log() -> Iterator[list[LogLine]]:
     that runs meanwhile on its own thread leaves no line here, and loses none.
     """
     lines = _log.start_capture()
+    _listen()
     try:
         yield lines
     finally:
