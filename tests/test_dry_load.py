@@ -172,6 +172,13 @@ def test_loads_at_the_same_time_keep_their_logs_apart(smollm2_path: Path) -> Non
     assert found == [[alone[0]] * 5, [alone[1]] * 5]
 
 
+def test_a_load_is_measured_though_others_have_taken_the_log_since() -> None:
+    quiet = llama.llama_log_callback(lambda *_: None)
+    llama.llama_log_set(quiet, None)
+    report = dry_load([DEMO], EngineSettings(context=512, threads=1, devices=("CPU",)))
+    assert report.find("CPU").compute_bytes > 0
+
+
 def test_a_capture_holds_the_lines_of_its_own_thread() -> None:
     def complain() -> None:
         llama.llama_model_load_from_file(b"/nowhere.gguf", llama.llama_model_default_params())
