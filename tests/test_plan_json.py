@@ -158,7 +158,15 @@ def test_the_document_has_the_promised_keys() -> None:
     }
 
 
-@pytest.mark.parametrize("key", [key for key in DOCUMENT if key != "download_bytes"])
+OPTIONAL = ("download_bytes", "embeddings")
+
+
+def test_a_plan_saved_before_embedding_models_is_one_of_a_model_that_writes() -> None:
+    older = {key: value for key, value in DOCUMENT.items() if key != "embeddings"}
+    assert not plan_from_json(older).only_embeds
+
+
+@pytest.mark.parametrize("key", [key for key in DOCUMENT if key not in OPTIONAL])
 def test_a_document_without_one_of_its_fields_is_refused_by_name(key: str) -> None:
     document = {name: value for name, value in DOCUMENT.items() if name != key}
     with pytest.raises(LocalMistralError, match=f"it has no {key}"):

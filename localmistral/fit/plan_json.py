@@ -121,7 +121,8 @@ def plan_from_json(document: Any, name: str = "the document") -> Plan:
         alternatives=tuple(_alternative(item) for item in top.objects("alternatives")),
         is_estimated=top.take("estimated", bool),
         is_local=top.take("local", bool),
-        only_embeds=top.take("embeddings", bool),
+        # plans saved before there were such models don't say
+        only_embeds="embeddings" in top.values and top.take("embeddings", bool),
     )
     _check(plan, top)
     return plan
