@@ -234,6 +234,8 @@ class Scheduler:
     def _pick_prompts(self, room: int) -> list[_Part]:
         """As much of the prompts as the step has time for, and `room`."""
         reading = [job for job in self._running if job.is_prefilling]
+        if not reading:
+            return []
         with self._lock:
             company = len(self._running) + len(self._waiting) > 1
         budget = self._pace.budget(
