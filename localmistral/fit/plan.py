@@ -3,7 +3,8 @@
 Plain values. Knows no machine, and decides nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from localmistral.fit.placement import Placement
 from localmistral.models.shape import ModelShape
@@ -83,6 +84,17 @@ class PlanRequest:
     has_min_context: bool = False
     depth: int = DEFAULT_DEPTH
     vision: bool = True
+
+    def for_another_model(self) -> Self:
+        """Without what is fixed for one model."""
+        return replace(
+            self,
+            quant=None,
+            gpu_layers=None,
+            tensor_split=None,
+            cpu_expert_layers=None,
+            split_mode=None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

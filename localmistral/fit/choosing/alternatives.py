@@ -107,7 +107,7 @@ def _changes(
             yield f"{prefix}--quant {quant}", replace(request, quant=quant), group
     for sibling in siblings:
         if sibling and sibling[0].model != chosen.candidate.model:
-            yield sibling[0].model, _for_another_model(request), sibling
+            yield sibling[0].model, request.for_another_model(), sibling
 
 
 def _matters(options: Options, chosen: Option) -> bool:
@@ -160,18 +160,6 @@ def _near_quants(chosen: Candidate, group: Sequence[Candidate]) -> Iterator[str]
     above = sorted(found for found in by_rank if found > rank)[:_QUANTS_EACH_SIDE]
     below = sorted((found for found in by_rank if found < rank), reverse=True)[:_QUANTS_EACH_SIDE]
     yield from (by_rank[found].quant for found in (*above, *below))
-
-
-def _for_another_model(request: PlanRequest) -> PlanRequest:
-    """Without what is fixed for one model."""
-    return replace(
-        request,
-        quant=None,
-        gpu_layers=None,
-        tensor_split=None,
-        cpu_expert_layers=None,
-        split_mode=None,
-    )
 
 
 def _describe(change: str, options: Options, option: Option) -> Alternative:

@@ -125,16 +125,20 @@ class Options:
         key = (id(candidate), context, kv_type, ubatch, batch)
         if key not in self._options:
             self._kept.append(candidate)  # an id is one object's only while that lives
-            load = Load(
-                cells=context * self.request.parallel,
-                sequences=self.request.parallel,
-                kv_type=kv_type,
-                batch=batch,
-                ubatch=ubatch,
-                flash_attention=self.request.flash_attention is not False,
-            )
+            load = self.make_load(context, kv_type, ubatch, batch)
             self._options[key] = self._compute(candidate, context, load)
         return self._options[key]
+
+    def make_load(self, context: int, kv_type: str, ubatch: int, batch: int) -> Load:
+        """The load of so many tokens per stream, as the request says otherwise."""
+        return Load(
+            cells=context * self.request.parallel,
+            sequences=self.request.parallel,
+            kv_type=kv_type,
+            batch=batch,
+            ubatch=ubatch,
+            flash_attention=self.request.flash_attention is not False,
+        )
 
     def _compute(self, candidate: Candidate, context: int, load: Load) -> Option | None:
         limits = limit_placement(self.request, candidate.shape, self.machine)

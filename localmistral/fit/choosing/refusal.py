@@ -24,7 +24,6 @@ from localmistral.fit.plan import (
     DEFAULT_MIN_SPEED,
     Candidate,
     DeviceMemory,
-    Load,
     PlanRequest,
 )
 from localmistral.units import format_bytes, format_tokens
@@ -86,14 +85,7 @@ def refuse_size(
 
 def _free(request: PlanRequest) -> Iterator[PlanRequest]:
     """Without what is fixed for one model, then without anything fixed."""
-    released = replace(
-        request,
-        quant=None,
-        gpu_layers=None,
-        tensor_split=None,
-        cpu_expert_layers=None,
-        split_mode=None,
-    )
+    released = request.for_another_model()
     nothing = replace(
         released,
         context=None,
@@ -114,14 +106,7 @@ def _closest(options: Options, candidate: Candidate) -> tuple[int, str, tuple[De
     context = options.contexts(candidate)[-1]
     kv_type = options.kv_types(candidate)[-1]
     batch, ubatch = choose_batches(options.request)
-    load = Load(
-        cells=context * options.request.parallel,
-        sequences=options.request.parallel,
-        kv_type=kv_type,
-        batch=batch,
-        ubatch=ubatch,
-        flash_attention=options.request.flash_attention is not False,
-    )
+    load = options.make_load(context, kv_type, ubatch, batch)
     space = options.space(candidate, context, load)
     ram = replace(options.machine.ram, available_bytes=_ENDLESS_BYTES)
     limits = limit_placement(options.request, candidate.shape, options.machine)
